@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +42,29 @@ def activation(name: str) -> nn.Module:
 _activation = activation  # the layers' parameter of that name hides the function
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of different lengths behind each other, [1, sum of lengths, D], without padding.
+
+    In place of a mask: each row attends to itself only. ``biases`` has, for every row, a mask or
+    bias broadcastable to [1, A, length, length], or None.
+    """
+
+    lengths: list[int]
+    biases: Sequence[Tensor | None]
+
+
+Mask = Tensor | PackedRows | None
+SMALL_SCORES = 2**24  # of an image: up to 32 MB in bfloat16 the allocator reuses their memory
+
+
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
     num_heads: int,
-    mask: Tensor | None = None,
+    mask: Mask = None,
     dropout: float = 0.0,
     training: bool = False,
 ) -> Tensor:
@@ -55,37 +72,57 @@ def attend(
 
     ``q`` [B, L, Dq], ``k`` [B, S, Dq] and ``v`` [B, S, Dv] are split into ``num_heads`` heads of
     contiguous channels (Dq may differ from Dv). ``mask`` is broadcastable to [B, A, L, S]: boolean,
-    True where a query may look, or a float bias that is added to the scores. ``dropout`` acts on
-    the attention weights, in training only.
+    True where a query may look, or a float bias that is added to the scores; or the rows that the
+    tokens are packed of. ``dropout`` acts on the attention weights, in training only.
     """
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    if mask is not None and mask.is_floating_point():
-        mask = mask.to(q.dtype)
     dropout = dropout if training else 0.0
-    if _is_slow_fused(q, v):
-        mixed = _explicit(q, k, v, mask, dropout)
+    if isinstance(mask, PackedRows):
+        parts = zip(*(t.split(mask.lengths, 2) for t in (q, k, v)), mask.biases, strict=True)
+        mixed = torch.cat([_mixed(*part, dropout) for part in parts], 2)
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        mixed = _mixed(q, k, v, mask, dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _is_slow_fused(q: Tensor, v: Tensor) -> bool:
+def _mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k' / sqrt(d) + mask) v, [B, A, L, d], by what is fastest."""
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+    if _is_slow_fused(q, k, v, mask):
+        return _explicit(q, k, v, mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _is_slow_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Whether torch's fused attention would lose to the formula written out.
 
-    Its bfloat16 backward on CPUs takes two to four times as long, and with values of another
-    width than keys it has no fused form there (measured in docs/log.md).
+    In bfloat16 on CPUs it does (measured in docs/log.md): forward it takes 1.2 to 1.7 times as
+    long as the formula, as long as the scores stay in the caches; backward two to four times; and
+    with values of another width than keys it has no fused form there.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return False
-    return (torch.is_grad_enabled() and q.requires_grad) or q.shape[-1] != v.shape[-1]
+    if (torch.is_grad_enabled() and q.requires_grad) or q.shape[-1] != v.shape[-1]:
+        return True
+    return q.shape[1] * q.shape[2] * k.shape[2] <= SMALL_SCORES
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k' / sqrt(d)) v, [B, A, L, d]."""
+    """softmax(q k' / sqrt(d)) v, [B, A, L, d]; image by image where all scores are too many."""
+    one = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size() // 2
+    count = max(1, SMALL_SCORES // max(one, 1))
+    if len(q) > count:
+        masks: Sequence[Tensor | None] = [None] * len(q)
+        if mask is not None:
+            masks = mask.split(count) if len(mask) > 1 else [mask] * len(q)
+        parts = zip(*(t.split(count) for t in (q, k, v)), masks, strict=False)
+        return torch.cat([_explicit(*part, dropout) for part in parts])
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
+        # In place: the scores are fresh, and no gradient needs them without the mask.
         is_bias = mask.is_floating_point()
-        scores = scores + mask if is_bias else scores.masked_fill(~mask, -math.inf)
+        scores = scores.add_(mask) if is_bias else scores.masked_fill_(~mask, -math.inf)
     weights = scores.softmax(-1).to(v.dtype)
     return (F.dropout(weights, dropout) if dropout else weights) @ v
 
@@ -118,9 +155,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.o_proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask = None) -> Tensor:
         """[B, L, D] from ``query`` [B, L, D], ``key`` and ``value`` [B, S, D].
 
         ``mask``: as in :func:`attend`.
@@ -189,7 +224,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, pos: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor | None = None, mask: Mask = None) -> Tensor:
         """[B, L, D] from tokens ``x`` [B, L, D].
 
         ``pos`` [B, L, D] is added to queries and keys, not to values. ``mask``: as in
@@ -201,7 +236,7 @@ class EncoderLayer(nn.Module):
         x = self.norm1(x + self._attention(x, pos, mask))
         return self.norm2(x + self._ffn(x))
 
-    def _attention(self, x: Tensor, pos: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _attention(self, x: Tensor, pos: Tensor | None, mask: Mask) -> Tensor:
         placed = x if pos is None else x + pos
         return self.dropout(self.self_attn(placed, placed, x, mask))
 

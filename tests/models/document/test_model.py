@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.models.document import encoder
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.doc import doc_nano
+from zoo.models.document.encoder import LayoutEncoder
 from zoo.models.document.ernie_layout import ernie_layout_disentangled, ernie_layout_x_base
 from zoo.models.document.layoutlm import layoutlm_base, layoutlm_docqa
 from zoo.models.document.layoutlmv3 import layoutlmv3_base
@@ -120,6 +122,33 @@ def test_padding_changes_nothing(name: str, task: str) -> None:
             mine = mine if task == "classify" else mine[:, :length]
             assert (mine - value).abs().max() <= 1e-10
             assert torch.equal(unmasked[key], value)
+
+
+@pytest.mark.parametrize("at_once", [1, 10**6])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_leaving_padding_out_changes_nothing(name: str, at_once: int, monkeypatch) -> None:
+    """On CPUs rows are packed where a batch has much padding; results and gradients stay."""
+    model, given = make(name), batch(name)
+    mask = given["attention_mask"]
+    calls: list[int] = []
+    packed = LayoutEncoder._encode_packed
+
+    def counted(self: LayoutEncoder, *args: Any) -> Tensor:
+        calls.append(1)
+        return packed(self, *args)
+
+    monkeypatch.setattr(LayoutEncoder, "_encode_packed", counted)
+    monkeypatch.setattr(encoder, "PACKED", at_once)
+    results = []
+    for full in (2.0, 0.0):  # packed, and not
+        monkeypatch.setattr(encoder, "MOSTLY_FULL", full)
+        model.zero_grad()
+        out = valid(model(**given), mask)
+        sum((x**2).sum() for x in out.values()).backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append((out, grads))
+    assert len(calls) == (name != "ernie_layout_disentangled")
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

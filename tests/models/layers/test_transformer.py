@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.models.layers import transformer
 from zoo.models.layers.transformer import (
     MLP,
     Attention,
     DecoderLayer,
     EncoderLayer,
+    PackedRows,
     PromptSlot,
     activation,
     attend,
@@ -229,8 +231,9 @@ def test_a_prompt_slot_changes_nothing_by_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "bias"])
-def test_bfloat16_training_attends_like_float32(kind: str) -> None:
+def test_bfloat16_training_attends_like_float32(kind: str, monkeypatch) -> None:
     """On CPUs it goes another way than the fused kernel; values and gradients stay the same."""
+    monkeypatch.setattr(transformer, "SMALL_SCORES", 0)  # without gradients: the fused kernel
     looks = torch.rand(2, 1, 5, 7) > 0.3
     looks[..., 0] = True
     mask = {"none": None, "boolean": looks, "bias": torch.randn(1, 3, 5, 7)}[kind]
@@ -247,3 +250,37 @@ def test_bfloat16_training_attends_like_float32(kind: str) -> None:
         results.append([out, q.grad, k.grad, v.grad])
     for exact, rough in zip(*results, strict=True):
         assert (exact - rough.float()).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "bias"])
+def test_images_one_by_one_attend_like_all_at_once(kind: str, monkeypatch) -> None:
+    """Where there are too many scores for the caches, in bfloat16."""
+    looks = torch.rand(3, 1, 5, 7) > 0.3
+    looks[..., 0] = True
+    bias = torch.randn(1, 2, 5, 7, requires_grad=True)
+    mask = {"none": None, "boolean": looks, "bias": bias}[kind]
+    q, k, v = (torch.randn(3, n, 24).bfloat16().requires_grad_() for n in (5, 7, 7))
+    results = []
+    for scores in (2**24, 2 * 5 * 7):  # all three images, or one
+        monkeypatch.setattr(transformer, "SMALL_SCORES", scores)
+        out = attend(q, k, v, num_heads=2, mask=mask)
+        inputs = [q, k, v, bias] if kind == "bias" else [q, k, v]
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_packed_rows_attend_to_themselves_only(has_bias: bool) -> None:
+    lengths = [4, 1, 6]
+    q, k, v = (draw(1, sum(lengths), DIM).requires_grad_() for _ in range(3))
+    biases = [draw(1, HEADS, n, n).requires_grad_() if has_bias else None for n in lengths]
+    out = attend(q, k, v, num_heads=HEADS, mask=PackedRows(lengths, biases))
+    rows = [
+        attend(*row, num_heads=HEADS, mask=bias)
+        for *row, bias in zip(*(t.split(lengths, 1) for t in (q, k, v)), biases, strict=True)
+    ]
+    torch.testing.assert_close(out, torch.cat(rows, 1), **EXACT)
+    wanted = [q, k, v, *(bias for bias in biases if bias is not None)]
+    own, others = (torch.autograd.grad(o.square().sum(), wanted) for o in (out, torch.cat(rows, 1)))
+    torch.testing.assert_close(own, others, **EXACT)
