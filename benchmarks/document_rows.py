@@ -59,7 +59,7 @@ def layoutlmv3_sides(quick: bool) -> tuple[nn.Module, DocumentModel]:
 
     torch.manual_seed(0)
     settings: dict[str, Any] = {"max_position_embeddings": 514, "type_vocab_size": 1}
-    config = layoutlmv3_base()
+    config = layoutlmv3_base().config
     if quick:
         settings |= SMALL
         config = replace(config, **OURS)

@@ -14,10 +14,10 @@ from typing import Any
 
 from zoo.datasets.document_records import (
     Document,
+    Mender,
     TaggedPage,
     bio_names,
     bio_tags,
-    clipped,
     load_json,
     numbers,
     picture_named,
@@ -62,7 +62,7 @@ def read_cord(folder: Path, split: str) -> tuple[TaggedPage, ...]:
 
     Words are in the order of the annotation; a page's ``lines`` are its ``valid_line`` s. Words
     without text are left out. Corners in any order are taken (some pages of the test split have
-    them swapped), and boxes are clipped to the picture.
+    them swapped), and boxes are clipped to the picture, which is told.
 
     Raises :class:`ZooError` naming file and line for whatever is missing, broken or unknown.
     """
@@ -76,10 +76,13 @@ def read_cord(folder: Path, split: str) -> tuple[TaggedPage, ...]:
     files = sorted((part / "json").glob("*.json"))
     if not files:
         raise ZooError(f"{part / 'json'} has no annotation; unpack the split there; {WHERE}")
-    return tuple(_page(path, part / "image") for path in files)
+    mender = Mender()
+    found = tuple(_page(path, part / "image", mender) for path in files)
+    mender.tell(f"{folder}, split {split}")
+    return found
 
 
-def _page(path: Path, images: Path) -> TaggedPage:
+def _page(path: Path, images: Path, mender: Mender) -> TaggedPage:
     content = load_json(path, "annotation")
     found = content.get("valid_line") if isinstance(content, dict) else None
     if not isinstance(found, list):
@@ -95,7 +98,7 @@ def _page(path: Path, images: Path) -> TaggedPage:
         name = _class(line, where)
         kept = [w for w in _words(line, where) if w["text"].strip()]
         words += [word["text"].strip() for word in kept]
-        boxes += [clipped(_corners(word.get("quad"), where), size) for word in kept]
+        boxes += [mender.box(_corners(word.get("quad"), where), size, where) for word in kept]
         lines += [place] * len(kept)
         tags += bio_tags(name, len(kept))
     page = Page(

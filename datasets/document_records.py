@@ -9,15 +9,18 @@ files one has.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zoo.datasets.images import image_size
-from zoo.datasets.ocr.page import Box, Page
+from zoo.datasets.ocr.page import Box, Page, on_page
 from zoo.errors import ZooError, nearest
 from zoo.types import Size
+
+log = logging.getLogger("zoo")
 
 QuestionId = int | str
 ReadOcr = Callable[[Path, Size], Page]  # (OCR file, (height, width) of its image) -> page
@@ -253,15 +256,32 @@ def check_files(documents: Iterable[Document], listing: Path) -> None:
             )
 
 
-def clipped(box: Sequence[float], size: Size) -> Box:
-    """Corners in any order (x, y, x, y ...) as an xyxy box within an image of (height, width)."""
-    xs, ys = sorted(box[::2]), sorted(box[1::2])
-    height, width = size
+class Mender:
+    """Puts the boxes of others' files on their pages: over the edge is clipped, inverted turned.
 
-    def clip(value: float, most: int) -> float:
-        return float(min(max(value, 0), most))
+    What had to be mended is counted, and :meth:`tell` says it once for a whole split.
+    """
 
-    return clip(xs[0], width), clip(ys[0], height), clip(xs[-1], width), clip(ys[-1], height)
+    def __init__(self) -> None:
+        self.count = self.mended = 0
+        self.first = ""
+
+    def box(self, corners: Sequence[float], size: Size, where: str) -> Box:
+        """Corners in any order (x, y, x, y ...) as an xyxy box on a page of (height, width)."""
+        box, changed = on_page(corners, size[1], size[0])
+        self.count += 1
+        self.mended += changed
+        if changed and not self.first:
+            self.first = where
+        return box
+
+    def tell(self, split: str) -> None:
+        """Say how many boxes of a split were mended, and where the first is; silent for none."""
+        if self.mended:
+            log.warning(
+                "%s: %d of %d boxes were over their page or inverted, and were mended (first: %s)",
+                split, self.mended, self.count, self.first,
+            )  # fmt: skip
 
 
 def numbers(value: Any, count: int, where: str) -> list[float]:

@@ -30,6 +30,7 @@ from zoo.datasets.document_records import (
 )
 from zoo.datasets.ocr.layouts import read_ocr
 from zoo.datasets.ocr.page import Page
+from zoo.datasets.page_pictures import picture_of
 from zoo.datasets.questions import Asked, Corpus, QuestionAugment, QuestionRows, QuestionSet
 from zoo.datasets.spans import OcrSurvey, survey
 from zoo.datasets.tagged import LabelledRows, TaggedRows
@@ -146,7 +147,7 @@ class ReportedLabels(LabelEvaluator):
 
 def _common(task: str, encoding: EncodingConfig) -> dict[str, Any]:
     return {
-        "collate": Collate(padding_rules(load_tokenizer(encoding.tokenizer))),
+        "collate": Collate(padding_rules(load_tokenizer(encoding.tokenizer), encoding)),
         "preprocess": {"task": task, "encoding": to_plain(encoding)},
     }
 
@@ -298,7 +299,7 @@ def page_reader(config: FilesConfig) -> Callable[[Document], Page]:
     """How a document's words are had: from its OCR file, or by an engine."""
 
     def from_file(document: Document) -> Page:
-        return read_page(document, read_ocr)
+        return with_picture(read_page(document, read_ocr), document)
 
     def by_engine(document: Document) -> Page:
         from zoo.datasets.ocr.read import read_pages
@@ -310,6 +311,11 @@ def page_reader(config: FilesConfig) -> Callable[[Document], Page]:
         return page
 
     return from_file if config.ocr == "files" else by_engine
+
+
+def with_picture(page: Page, document: Document) -> Page:
+    """The page, with the document's image as its picture."""
+    return replace(page, picture=picture_of(document.image, page))
 
 
 def questions_of_files(
@@ -350,10 +356,15 @@ def tags_of_files(
 ) -> DataSource:
     """A source of the tagged pages that ``read(folder, split)`` gives."""
     folder = Path(config.folder)
+
+    def pages_of(split: str) -> list[TaggedPage]:
+        found = read(folder, split) if split else ()
+        return [replace(t, page=with_picture(t.page, t.document)) for t in found]
+
     return tag_source(
         name,
-        train=read(folder, config.train_split) if config.train_split else (),
-        val=read(folder, config.val_split) if config.val_split else (),
+        train=pages_of(config.train_split),
+        val=pages_of(config.val_split),
         tag_names=tag_names,
         encoding=config.encoding,
         shrink=config.augment.shrink,

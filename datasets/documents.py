@@ -7,16 +7,17 @@ every epoch; see :mod:`zoo.datasets.papers`. Three tasks come of the same docume
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from zoo.datasets.document_records import Document, LabelledDocument, TaggedPage
 from zoo.datasets.document_source import TASKS, label_source, question_source, tag_source
 from zoo.datasets.funsd_records import TAG_NAMES
 from zoo.datasets.ocr.page import Page
-from zoo.datasets.papers.document import KINDS, SyntheticDocument, draw_document
+from zoo.datasets.papers.document import KINDS, SyntheticDocument, draw_document, paint
 from zoo.datasets.questions import Asked, Corpus, QuestionAugment
 from zoo.datasets.windows import EncodingConfig
 from zoo.errors import ZooError, nearest
@@ -55,10 +56,27 @@ class DocumentsConfig:
             raise ZooError(f"data.ocr_noise={self.ocr_noise} is not in 0..0.3")
 
 
-def draw(config: DocumentsConfig, index: int) -> SyntheticDocument:
-    """Document ``index``, of one of the config's kinds."""
+@dataclass(frozen=True)
+class DrawnPicture:
+    """The picture of document ``index``, painted when a model is to see it."""
+
+    config: DocumentsConfig
+    index: int
+
+    def load(self) -> Image.Image:
+        """RGB."""
+        return paint(_draw(self.config, self.index), self.config.seed)
+
+
+def _draw(config: DocumentsConfig, index: int) -> SyntheticDocument:
     kind = config.kinds[index % len(config.kinds)] if config.kinds else None
     return draw_document(config.seed, index, kind, ocr_noise=config.ocr_noise)
+
+
+def draw(config: DocumentsConfig, index: int) -> SyntheticDocument:
+    """Document ``index``, of one of the config's kinds."""
+    document = _draw(config, index)
+    return replace(document, page=replace(document.page, picture=DrawnPicture(config, index)))
 
 
 def draw_corpus(config: DocumentsConfig, first: int, count: int) -> Corpus:

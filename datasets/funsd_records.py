@@ -20,10 +20,10 @@ from typing import Any
 
 from zoo.datasets.document_records import (
     Document,
+    Mender,
     TaggedPage,
     bio_names,
     bio_tags,
-    clipped,
     first_folder,
     load_json,
     numbers,
@@ -62,8 +62,8 @@ def read_funsd(
 
     ``ids`` chooses pages by name, in that order. Words are in the order of the annotation; a
     page's ``lines`` are its entities, so that :func:`~zoo.datasets.document_records
-    .with_segment_boxes` gives the boxes of entities. Words without text are left out, boxes are
-    clipped to the page.
+    .with_segment_boxes` gives the boxes of entities. Words without text are left out; boxes are
+    clipped to the page, which is told.
 
     Raises :class:`ZooError` naming file and entity for whatever is missing, broken or unknown.
     """
@@ -89,10 +89,13 @@ def read_funsd(
         ids = sorted(path.stem for path in annotations.glob("*.json"))
     if not ids:
         raise ZooError(f"the split '{split}' of {folder} has no page; add annotations to it")
-    return tuple(_page(annotations / f"{name}.json", images) for name in ids)
+    mender = Mender()
+    found = tuple(_page(annotations / f"{name}.json", images, mender) for name in ids)
+    mender.tell(f"{folder}, split {split}")
+    return found
 
 
-def _page(path: Path, images: Path) -> TaggedPage:
+def _page(path: Path, images: Path, mender: Mender) -> TaggedPage:
     content = load_json(path, "annotation")
     form = content.get("form") if isinstance(content, dict) else None
     if not isinstance(form, list):
@@ -110,7 +113,7 @@ def _page(path: Path, images: Path) -> TaggedPage:
         if not isinstance(label, str) or label not in _LABELS:
             raise ZooError(f"{where} has the label {label!r}; {nearest(str(label), list(_LABELS))}")
         words += [text for text, _ in found]
-        boxes += [clipped(numbers(box, 4, where), size) for _, box in found]
+        boxes += [mender.box(numbers(box, 4, where), size, where) for _, box in found]
         lines += [place] * len(found)
         tags += bio_tags(_LABELS[label], len(found))
     page = Page(

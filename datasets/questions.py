@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.datasets.ocr.page import GRID, Page
+from zoo.datasets.page_pictures import PagePictures
 from zoo.datasets.tokens import load_tokenizer
 from zoo.datasets.windows import (
     EncodingConfig,
@@ -29,6 +30,7 @@ from zoo.datasets.windows import (
     tokenize_page,
     tokenize_question,
 )
+from zoo.errors import ZooError
 from zoo.sampling import uniforms
 from zoo.types import Meta, Sample, Size
 
@@ -98,29 +100,34 @@ class _Rows:
         encoding.check()
         self.encoding = encoding
         self.tokenizer = load_tokenizer(encoding.tokenizer)
+        self.pictures = PagePictures(encoding)
         self._questions: dict[str, list[int]] = {}
 
-    def asked(self, text: str) -> list[int]:
+    def asked(self, question: Asked) -> list[int]:
+        text = question.text
         if text not in self._questions:
-            self._questions[text] = tokenize_question(text, self.tokenizer, self.encoding)
+            try:
+                self._questions[text] = tokenize_question(text, self.tokenizer, self.encoding)
+            except ZooError as error:
+                raise ZooError(f"question {question.question_id}: {error}") from None
         return self._questions[text]
 
     def windows(self, corpus: Corpus, question: Asked, page: int) -> tuple[tuple[int, int], ...]:
         tokens = corpus.tokens(question.pages[page], self.encoding.tokenizer)
-        room = room_of(self.asked(question.text), self.encoding)
+        room = room_of(self.asked(question), self.encoding)
         return tuple(cut(tokens.words, room, self.encoding.overlap))
 
     def size(self, corpus: Corpus, place: _Place) -> Size:
         """(1, tokens) of a row, padding aside."""
         question = corpus.questions[place.question]
         begin, end = place.windows[place.window]
-        special = self.encoding.length - room_of(self.asked(question.text), self.encoding)
+        special = self.encoding.length - room_of(self.asked(question), self.encoding)
         return (1, special + end - begin)
 
     def row(self, corpus: Corpus, place: _Place) -> tuple[Asked, Row, dict[str, Tensor]]:
         question = corpus.questions[place.question]
         tokens = corpus.tokens(question.pages[place.page], self.encoding.tokenizer)
-        asked = self.asked(question.text)
+        asked = self.asked(question)
         row = make_row(asked, tokens, place.windows, place.window, self.tokenizer, self.encoding)
         spans = question.spans[place.page] if question.spans else ()
         window = place.windows[place.window]
@@ -165,12 +172,11 @@ class QuestionSet:
 
     def __getitem__(self, index: int) -> Sample:
         question, row, target = self._rows.row(self.corpus, self._places[index])
-        inputs = dict(row.inputs)
-        if self.augment.shrink > 0:
-            inputs["bbox"] = moved(
-                inputs["bbox"], row.words >= 0, self._draws[index, 3:], self.augment.shrink
-            )
         page = self.corpus.pages[question.pages[self._places[index].page]]
+        draws, most = self._draws[index, 3:], self.augment.shrink
+        inputs = {**row.inputs, **self._rows.pictures(page, draws, most)}
+        if most > 0:
+            inputs["bbox"] = moved(inputs["bbox"], row.words >= 0, draws, most)
         return Sample(inputs, target, meta_of(index, page, row, self._places[index].page))
 
     def _choose(self, number: int) -> _Place:
@@ -215,7 +221,8 @@ class QuestionRows:
         place = self._places[index]
         question, row, target = self._rows.row(self.corpus, place)
         page = self.corpus.pages[question.pages[place.page]]
-        return Sample(dict(row.inputs), target, meta_of(place.question, page, row, place.page))
+        inputs = {**row.inputs, **self._rows.pictures(page)}
+        return Sample(inputs, target, meta_of(place.question, page, row, place.page))
 
 
 def meta_of(question: int, page: Page, row: Row, place: int) -> Meta:

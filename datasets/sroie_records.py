@@ -23,16 +23,17 @@ from pathlib import Path
 
 from zoo.datasets.document_records import (
     Document,
+    Mender,
     TaggedPage,
     bio_names,
     bio_tags,
-    clipped,
     first_folder,
     load_json,
     picture_named,
     read_ids,
 )
 from zoo.datasets.images import image_size
+from zoo.datasets.ocr.lines import shared_out
 from zoo.datasets.ocr.page import Box, Page
 from zoo.datasets.spans import PageIndex, find_spans
 from zoo.errors import ZooError, nearest
@@ -97,10 +98,12 @@ def read_sroie(
         raise ZooError(f"the split '{split}' of {folder} has no receipt; add some to {boxes}")
     pages: list[TaggedPage] = []
     lost: list[str] = []
+    mender = Mender()
     for name in ids:
-        page, missed = _receipt(name, boxes, keys, images)
+        page, missed = _receipt(name, boxes, keys, images, mender)
         pages.append(page)
         lost += [f"{name}, {key}" for key in missed]
+    mender.tell(f"{folder}, split {split}")
     if lost:
         total = sum(len(page.fields) for page in pages)
         log.warning(
@@ -115,10 +118,12 @@ def read_sroie(
     return tuple(pages)
 
 
-def _receipt(name: str, boxes: Path, keys: Path, images: Path) -> tuple[TaggedPage, list[str]]:
+def _receipt(
+    name: str, boxes: Path, keys: Path, images: Path, mender: Mender
+) -> tuple[TaggedPage, list[str]]:
     """A receipt, and the fields whose text is nowhere on it."""
     image = picture_named(images, name, f"receipt {name}")
-    page = _page(boxes / f"{name}.txt", image_size(image))
+    page = _page(boxes / f"{name}.txt", image_size(image), mender)
     fields = _fields(keys, name)
     index = PageIndex(page)
     tags = ["O"] * len(page)
@@ -155,7 +160,7 @@ def _fields(keys: Path, name: str) -> dict[str, str]:
     return {key: content[key].strip() for key in FIELDS if key in content}
 
 
-def _page(path: Path, size: Size) -> Page:
+def _page(path: Path, size: Size, mender: Mender) -> Page:
     """The lines of a transcript as a page of words."""
     words: list[str] = []
     boxes: list[Box] = []
@@ -165,9 +170,9 @@ def _page(path: Path, size: Size) -> Page:
             continue
         *corners, transcript = line.split(",", 8)
         try:
-            box = clipped([float(c) for c in corners], size)
             if len(corners) != 8:
                 raise ValueError
+            box = mender.box([float(c) for c in corners], size, f"{path}, line {place + 1}")
         except (ValueError, IndexError):
             raise ZooError(
                 f"{path}, line {place + 1}: '{line[:60]}' is not x1,y1,x2,y2,x3,y3,x4,y4,"
@@ -202,14 +207,9 @@ def _text(path: Path) -> str:
 
 def share_out(text: str, box: Box) -> list[tuple[str, Box]]:
     """A line's words, its width shared out to them by their numbers of characters."""
-    text = text.strip()
     x1, y1, x2, y2 = box
-    step = (x2 - x1) / max(len(text), 1)
-    found: list[tuple[str, Box]] = []
-    place = 0
-    for word in text.split():
-        place = text.index(word, place)
-        end = place + len(word)
-        found.append((word, (x1 + place * step, y1, min(x1 + end * step, x2), y2)))
-        place = end
-    return found
+    width = x2 - x1
+    return [
+        (word, (x1 + begin * width, y1, min(x1 + end * width, x2), y2))
+        for word, begin, end in shared_out(text)
+    ]

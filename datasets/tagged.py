@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from zoo.datasets.ocr.page import Page
+from zoo.datasets.page_pictures import PagePictures
 from zoo.datasets.questions import moved
 from zoo.datasets.tokens import load_tokenizer
 from zoo.datasets.windows import EncodingConfig, Row, cut, make_row, room_of, tokenize_page
@@ -43,6 +44,7 @@ class PageRows:
         encoding.check()
         self.pages, self.encoding, self.shrink, self.seed = pages, encoding, shrink, seed
         self.tokenizer = load_tokenizer(encoding.tokenizer)
+        self._pictures = PagePictures(encoding)
         self._tokens = [tokenize_page(page, self.tokenizer) for page in pages]
         room = room_of(None, encoding)
         self._windows = [tuple(cut(t.words, room, encoding.overlap)) for t in self._tokens]
@@ -75,10 +77,10 @@ class PageRows:
         row = make_row(
             None, self._tokens[page], self._windows[page], n, self.tokenizer, self.encoding
         )
+        draws = self._draws[page]
+        row.inputs.update(self._pictures(self.pages[page], draws, self.shrink))
         if self.shrink > 0:
-            row.inputs["bbox"] = moved(
-                row.inputs["bbox"], row.words >= 0, self._draws[page], self.shrink
-            )
+            row.inputs["bbox"] = moved(row.inputs["bbox"], row.words >= 0, draws, self.shrink)
         return page, row
 
     def meta(self, page: int, row: Row) -> Meta:

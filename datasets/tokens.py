@@ -96,6 +96,11 @@ def load_tokenizer(source: str) -> WordTokenizer:
     """
     from tokenizers import Tokenizer
 
+    if not source:
+        raise ZooError(
+            "this model's words are of the vocabulary that was published with its weights; give "
+            "the folder that holds its tokenizer.json (data.encoding.tokenizer=FOLDER)"
+        )
     path = ASSETS / source if source in BUNDLED else Path(source).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():

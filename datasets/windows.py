@@ -26,7 +26,8 @@ Ints = NDArray[np.int64]
 WordSpan = tuple[int, int]  # first and last word, both included
 
 TEMPLATES = ("question_first", "document_first")
-SPECIAL = 3  # tokens of a row that are neither question nor page
+FITS = ("square", "shorter")
+LONGEST_TO_SHORTEST = 640 / 384  # of an image that keeps its shape, as in ViLT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class EncodingConfig:
     ``template``: ``question_first`` is ``[CLS] question [SEP] page [SEP]`` (BERT, LayoutLM),
     ``document_first`` is ``[CLS] page [SEP] question [SEP]`` with positions that begin anew at the
     question (ERNIE-Layout's). ``sep_box`` is the box of ``[SEP]``: 0, or 1000 in LayoutLM v1.
+    ``separators`` stand between question and page: 2 in RoBERTa's family.
+
+    ``image`` is the side in pixels of the page's picture as the model sees it (0: it sees none),
+    ``image_fit`` how the page fits into it; see :class:`zoo.datasets.page_pictures.PagePictures`.
     """
 
     tokenizer: str = "bert_uncased"  # a bundled name, a tokenizer.json or its folder
@@ -45,12 +50,29 @@ class EncodingConfig:
     question_length: int = 64  # tokens of a question; a longer one is an error
     sep_box: int = 0
     segments: bool = True  # whether the second part of a row has segment id 1
+    separators: int = 1
+    image: int = 0
+    image_fit: str = "square"  # or shorter: the page keeps its shape
+    image_multiple: int = 32  # of both sides, with image_fit=shorter
 
     def check(self) -> None:
         """Raise :class:`ZooError` for values that can't work together."""
         if self.template not in TEMPLATES:
             raise ZooError(f"template={self.template} is not one of {', '.join(TEMPLATES)}")
-        room = self.length - self.question_length - SPECIAL
+        if self.image_fit not in FITS:
+            raise ZooError(f"image_fit={self.image_fit} is not one of {', '.join(FITS)}")
+        if self.image < 0 or self.image_multiple < 1:
+            raise ZooError(
+                f"image={self.image} and image_multiple={self.image_multiple} are no sizes in "
+                "pixels; give image=0 for a model that sees none"
+            )
+        if self.separators not in (1, 2) or (
+            self.separators == 2 and self.template != "question_first"
+        ):
+            raise ZooError(
+                f"separators={self.separators} is not 1, or 2 with template=question_first"
+            )
+        room = self.length - self.question_length - self.special
         if self.question_length < 1 or room < 8:
             raise ZooError(
                 f"length={self.length} leaves no room beside questions of "
@@ -58,6 +80,11 @@ class EncodingConfig:
             )
         if not 0 <= self.overlap < room:
             raise ZooError(f"overlap={self.overlap} has to be 0 to {room - 1} here")
+
+    @property
+    def special(self) -> int:
+        """Tokens of a row that are neither question nor page."""
+        return 2 + self.separators
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +195,7 @@ class Row:
 
 def room_of(question: Sequence[int] | None, config: EncodingConfig) -> int:
     """Tokens of a page that fit beside a question, or (None) with none."""
-    return config.length - (2 if question is None else len(question) + SPECIAL)
+    return config.length - (2 if question is None else len(question) + config.special)
 
 
 def make_row(
@@ -192,6 +219,7 @@ def make_row(
         before, after = np.array([tokenizer.cls]), np.array([tokenizer.sep])
         second, positions = count + 2, nothing
     elif config.template == "question_first":
+        asked += [tokenizer.sep] * (config.separators - 1)
         before, after = np.array(asked), np.array([tokenizer.sep])
         second = len(before)
         positions = nothing
@@ -233,7 +261,7 @@ def row_targets(
 
     ([0], [0]), the place of ``[CLS]``, where there is none: the null answer.
     """
-    offset = len(question) + 2 if config.template == "question_first" else 1
+    offset = len(question) + 1 + config.separators if config.template == "question_first" else 1
     begin, end = window
     found = [
         (int(page.first[a]) - begin + offset, int(page.last[b]) - begin + offset)
@@ -253,11 +281,13 @@ def rows_of(
     return [make_row(question, page, windows, n, tokenizer, config) for n in range(len(windows))]
 
 
-def padding_rules(tokenizer: WordTokenizer) -> dict[str, Any]:
+def padding_rules(tokenizer: WordTokenizer, config: EncodingConfig) -> dict[str, Any]:
     """The :class:`zoo.collate.Collate` rules of rows."""
     from zoo.collate import Pad
 
+    images = {"pixel_values": Pad(0, dims=(1, 2), mask="pixel_mask")}
     return {
+        **(images if config.image_fit == "shorter" else {}),
         "input_ids": Pad(tokenizer.pad, dims=(0,), mask="attention_mask", multiple=8),
         "bbox": Pad(0, dims=(0,), multiple=8),
         "segment_ids": Pad(0, dims=(0,), multiple=8),

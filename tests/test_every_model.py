@@ -37,7 +37,8 @@ SMALLER = {
 
 SMALL_DOCUMENTS = {
     "dim": 24, "num_heads": 4, "num_layers": 1, "ffn_dim": 32, "dropout": 0.0, "vocab_size": 60,
-    "max_positions": 64, "coordinate_size": 4, "shape_size": 4,
+    "max_positions": 64, "coordinate_size": 4, "shape_size": 4, "patch_size": 8, "image_size": 32,
+    "grid_width": 16, "segment_types": 2, "task": "qa",
 }  # fmt: skip
 
 
@@ -56,11 +57,11 @@ def reads_documents(spec: ModelSpec) -> bool:
 
 def batch_for(spec: ModelSpec, classes: int = 3) -> Batch:
     """Two samples of different sizes, the second without anything to find."""
-    return rows() if reads_documents(spec) else batch(classes)
+    return rows(spec.config.vision != "none") if reads_documents(spec) else batch(classes)
 
 
-def rows() -> Batch:
-    """A question on two pages; the second has no answer, and padding."""
+def rows(looks: bool) -> Batch:
+    """A question on two pages, with pictures perhaps; the second has no answer, and padding."""
     draw = torch.Generator().manual_seed(3)
     length = 16
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -71,6 +72,9 @@ def rows() -> Batch:
         "bbox": (boxes * 1000).long(),
         "attention_mask": mask,
     }
+    if looks:
+        shape = (2, 3, 32, 32)
+        inputs["pixel_values"] = torch.randint(0, 255, shape, generator=draw, dtype=torch.uint8)
     targets = [
         {"starts": torch.tensor([7, 12]), "ends": torch.tensor([8, 12])},
         {"starts": torch.tensor([0]), "ends": torch.tensor([0])},
@@ -149,7 +153,7 @@ def evaluate_documents(spec):
         Asked(question_id=n, text="?", pages=(0,), spans=(((2, 2),),), answers=("12.50",))
         for n in range(2)
     ]
-    data = Batch(rows().inputs, rows().targets, rows().metas)
+    data = batch_for(spec)
     for meta in data.metas:
         meta.extra["starts"][9:] = meta.extra["ends"][9:] = False  # the page has four words
     evaluator = QuestionEvaluator(Corpus([page], asked))

@@ -11,6 +11,11 @@ candidates and "there is no answer"), the page and, in --json and --out, the box
 --out writes answers.json, the pages with the answers marked, and report.html, which has all of it
 in one file.
 
+Pictures are read by --engine: tesseract, rapidocr (pip install 'layout-detr-zoo[rapidocr]'), or
+json, which takes words that you have already: those of scan.json or scan.tsv beside scan.png (for
+one page of several: scan.page3.json), as Tesseract (tsv), Microsoft Read or this project write
+them.
+
 Exit status: 0 done; 1 done, but some files could not be read (they are named); 2 something in the
 input is wrong.
 """
@@ -27,17 +32,17 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from zoo.datasets.ocr.files import open_pages
+from zoo.datasets.ocr.files import count_pages, open_pages
 from zoo.datasets.ocr.page import Box, Page
-from zoo.datasets.ocr.read import read_pages
-from zoo.datasets.ocr.tesseract import turned
+from zoo.datasets.ocr.read import NAMES, check_engine, read_pages
+from zoo.datasets.ocr.tesseract import OcrOptions, turned
 from zoo.datasets.picture_files import SUFFIXES, list_files
 from zoo.errors import ZooError
 from zoo.files import write_json
@@ -72,8 +77,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--questions", type=Path, metavar="FILE", help="further questions, one a line")
     p.add_argument("--pages", metavar="1-3,7", help="of every file; default: all")
     p.add_argument("--password", help="of locked PDFs")
-    p.add_argument("--engine", default="tesseract", help="that reads pictures: %(default)s")
+    p.add_argument(
+        "--engine", default="tesseract", metavar="NAME",
+        help=f"where the words of pictures come from: {', '.join(NAMES)} (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--language", default="eng", help="of the pages (default: %(default)s)")
+    p.add_argument(
+        "--timeout", type=float, default=OcrOptions().timeout, metavar="SECONDS",
+        help="for Tesseract to read a page (default: %(default)g)",
+    )  # fmt: skip
     p.add_argument("--no-ocr-cache", action="store_true", help="read every page anew")
     p.add_argument("--others", type=int, default=0, metavar="N", help="next best answers to show")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -84,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return ask(args)
@@ -97,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def ask(args: argparse.Namespace) -> int:
     """Read all files, ask all questions of each; returns the exit status."""
+    check_engine(args.engine)
     given, questions = sorted_out(args.what)
     if args.questions is not None:
         questions += questions_in(args.questions)
@@ -136,15 +149,21 @@ def ask(args: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} of {len(found)} files could not be read:", file=sys.stderr)
         for one in failed:
-            print(f"  {one.reason}", file=sys.stderr)
+            named = one.path in one.reason
+            print(f"  {one.reason}" if named else f"  {one.path}: {one.reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def sorted_out(what: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files and questions, told apart by their looks; what exists is a file in any case."""
+    """Files and questions, told apart by their looks; what exists is a file in any case.
+
+    Raises :class:`ZooError` for an empty one.
+    """
     files: list[str] = []
     questions: list[str] = []
     for item in what:
+        if not item.strip():
+            raise ZooError("a question or file is empty; write a question, or leave it out")
         looks = " " in item.strip() or item.rstrip().endswith("?")
         exists = os.path.exists(os.path.expanduser(item))  # of any text, however long
         (questions if looks and not exists else files).append(item)
@@ -168,13 +187,25 @@ def ask_file(
 ) -> Asked:
     """One file's replies; a file that can't be read has none, and says why."""
     try:
+        count = count_pages(path, pages=args.pages, password=args.password)
         pages = read_pages(
-            path, engine=args.engine, language=args.language, pages=args.pages,
-            password=args.password, cache=not args.no_ocr_cache,
+            path, engine=args.engine, language=args.language, timeout=args.timeout,
+            pages=args.pages, password=args.password, cache=not args.no_ocr_cache,
+            progress=lambda pages: page_bar(path, pages, count),
         )  # fmt: skip
     except ZooError as error:
         return Asked(path, [], [], str(error))
     return Asked(path, pages, reader.ask(pages, questions, others=args.others))
+
+
+def page_bar(path: str, pages: Iterable[Page], count: int) -> Iterable[Page]:
+    """The pages of a file as they are read, with a bar where it has several."""
+    if count < 2:
+        return pages
+    bar: Iterable[Page] = progress_bar(
+        f"reading {Path(path).name}", pages, total=count, unit="page", leave=False
+    )
+    return bar
 
 
 def table(one: Asked, seconds: float) -> str:

@@ -53,7 +53,7 @@ def load_model(
         spec,
         class_names=loaded.class_names,
         class_ids=loaded.class_ids,
-        preprocess=loaded.card.preprocess if loaded.card else {},
+        preprocess=loaded.card.preprocess if loaded.card else spec.preprocess,
         device=chosen,
         autocast=torch.bfloat16 if fast and has_bfloat16(chosen) else None,
     )
@@ -88,7 +88,8 @@ def _checked(spec: ModelSpec, loaded: Loaded) -> tuple[ModelSpec, Loaded]:
         saved = model_spec(loaded.card.name)
         config = from_plain(saved.config, dict(loaded.card.config), f"{loaded.origin}: config.")
         return replace(saved, config=config), loaded
-    return spec, loaded
+    # What does not fit is told when it is loaded.
+    return spec.adapt(spec, loaded) or spec, loaded
 
 
 def _recognise(path: Path) -> tuple[ModelSpec, Loaded]:
@@ -102,11 +103,8 @@ def _recognise(path: Path) -> tuple[ModelSpec, Loaded]:
         if loaded.layout == "unknown":
             continue
         tried.append(name)
-        with torch.device("meta"):
-            classes = max(1, len(loaded.class_names))
-            own = spec.build(without_pretrained(spec.config), classes).state_dict()
-        if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in loaded.state.items()}:
-            return spec, loaded
+        if (adapted := spec.adapt(spec, loaded)) is not None:
+            return adapted, loaded
     what = f"the shapes of none of {', '.join(tried)}" if tried else "no known layout of names"
     raise ZooError(f"{path} has {what}; pass the model's name and weights={path}")
 

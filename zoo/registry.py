@@ -16,13 +16,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo.errors import ZooError, nearest
 from zoo.types import Criterion, DataSource, Postprocess
-from zoo.weights import KeyLayout, Weights, initialise
+from zoo.weights import KeyLayout, Loaded, Weights, initialise
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def same_tensors(spec: ModelSpec, loaded: Loaded) -> ModelSpec | None:
+    """``spec`` where a checkpoint's tensors have the names and shapes of its model, else None."""
+    with torch.device("meta"):
+        classes = max(1, len(loaded.class_names))
+        own = spec.build(without_pretrained(spec.config), classes).state_dict()
+    given = {k: v.shape for k, v in loaded.state.items()}
+    return spec if {k: v.shape for k, v in own.items()} == given else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +47,9 @@ class ModelSpec:
     trains on where none is given; ``predictor`` the class behind :func:`zoo.load_model`;
     ``start`` loads a checkpoint into a model and says what it did, as
     :func:`zoo.weights.initialise` does; ``has_classes`` says of a config whether its model has
-    classes at all.
+    classes at all. ``adapt`` makes of this specification the one that a foreign checkpoint needs,
+    None where it is of another variant; ``preprocess`` is what prediction with such a checkpoint
+    has to repeat (our own bring theirs).
     """
 
     config: Any
@@ -49,6 +61,8 @@ class ModelSpec:
     data: str = "shapes"
     start: Callable[..., str] = initialise
     has_classes: Callable[[Any], bool] = lambda config: True
+    adapt: Callable[[ModelSpec, Loaded], ModelSpec | None] = same_tensors
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
     layouts: tuple[KeyLayout, ...] = ()
     class_rows: tuple[str, ...] = ()

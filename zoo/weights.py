@@ -83,7 +83,8 @@ class Loaded:
     """A checkpoint in our own names.
 
     ``class_names`` is empty where the checkpoint does not say; ``card`` is there for our own
-    checkpoints; ``layout`` says whose names were read.
+    checkpoints; ``layout`` says whose names were read. Of a folder in the hub's layout,
+    ``folder`` is the place and ``architecture`` what its config.json says that was saved.
     """
 
     state: State
@@ -92,13 +93,15 @@ class Loaded:
     class_names: tuple[str, ...] = ()
     class_ids: tuple[int, ...] = ()
     card: checkpoint.Card | None = None
+    folder: Path | None = None
+    architecture: str = ""
 
 
 def load(source: str | Path, layouts: Sequence[KeyLayout] = ()) -> Loaded:
     """Read a checkpoint from anywhere and rename its tensors.
 
     ``source`` is a run folder, a checkpoint folder of ours or of the hub's layout, a file
-    (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), a URL, or a hub id such as
+    (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.pdparams``), a URL, or a hub id such as
     ``facebook/detr-resnet-50``.
 
     Raises :class:`ZooError` where it is missing, broken, holds code, or is of none of ``layouts``.
@@ -117,9 +120,11 @@ def load(source: str | Path, layouts: Sequence[KeyLayout] = ()) -> Loaded:
             card=card,
         )
     if path.is_dir():
-        state, names = _read_hub_folder(path)
+        state = _read_hub_folder(path)
+        names, architecture = _read_hub_config(path)
     else:
-        state, names = read_file(path), ()
+        state, names, architecture = read_file(path), (), ""
+    folder = path if path.is_dir() else path.parent
     layout = next((known for known in layouts if known.recognises(state)), None)
     if layout is None:
         return Loaded(state=state, origin=str(source), layout="unknown", class_names=names)
@@ -130,6 +135,8 @@ def load(source: str | Path, layouts: Sequence[KeyLayout] = ()) -> Loaded:
         layout=layout.name,
         class_names=names or layout.class_names,
         class_ids=ids or layout.class_ids,
+        folder=folder,
+        architecture=architecture,
     )
 
 
@@ -183,6 +190,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
+    wanted += ["tokenizer.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
@@ -193,26 +201,33 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _read_hub_folder(folder: Path) -> tuple[State, tuple[str, ...]]:
-    """The tensors of a folder in the hub's layout and its class names, in order of index."""
+def _read_hub_folder(folder: Path) -> State:
+    """The tensors of a folder in the hub's layout."""
     shards = sorted(folder.glob("*.safetensors"))
     if shards:
         state: State = {}
         for shard in shards:
             state.update(checkpoint.read_safetensors(shard))
-    elif (folder / "pytorch_model.bin").is_file():
-        state = read_file(folder / "pytorch_model.bin")
-    else:
-        raise ZooError(
-            f"{folder} holds no checkpoint (looked for best/, last/, model.json, *.safetensors and "
-            "pytorch_model.bin); give another folder"
-        )
+        return state
+    for name in ("pytorch_model.bin", "model_state.pdparams"):
+        if (folder / name).is_file():
+            return read_file(folder / name)
+    raise ZooError(
+        f"{folder} holds no checkpoint (looked for best/, last/, model.json, *.safetensors, "
+        "pytorch_model.bin and model_state.pdparams); give another folder"
+    )
+
+
+def _read_hub_config(folder: Path) -> tuple[tuple[str, ...], str]:
+    """What a hub folder's config.json says: class names in order of index, and the architecture."""
     config = folder / "config.json"
     if not config.is_file():
-        return state, ()
+        return (), ""
     try:
-        labels = json.loads(config.read_text(encoding="utf-8")).get("id2label") or {}
-        return state, tuple(labels[k] for k in sorted(labels, key=int))
+        content = json.loads(config.read_text(encoding="utf-8"))
+        labels = content.get("id2label") or {}
+        names = tuple(labels[k] for k in sorted(labels, key=int))
+        return names, str(next(iter(content.get("architectures") or ()), ""))
     except (json.JSONDecodeError, ValueError, AttributeError) as error:
         raise ZooError(f"{config} is broken ({error}); download it again") from None
 
@@ -225,6 +240,10 @@ def read_file(path: Path) -> State:
     """
     if path.suffix == ".safetensors":
         return checkpoint.read_safetensors(path)
+    if path.suffix == ".pdparams":
+        from zoo.paddle import read_paddle
+
+        return read_paddle(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol

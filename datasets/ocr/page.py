@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from zoo.errors import ZooError
@@ -16,6 +17,13 @@ from zoo.errors import ZooError
 Box = tuple[float, float, float, float]
 
 GRID = 1000  # boxes of words are 0..GRID inside models (LayoutLM, arXiv 1912.13318, section 2.2)
+
+
+class Picture(Protocol):
+    """Where a page's picture is to be had (:mod:`zoo.datasets.page_pictures`)."""
+
+    def load(self) -> Image.Image:
+        """RGB, as the page's boxes see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,7 @@ class Page:
     right; ``width`` and ``height`` are that picture's. ``confidences`` are 0..1 (1 where the
     reader gave none). ``lines`` and ``blocks`` are ids: words of one line share a line, lines of
     one block a block. ``number`` counts the pages of the file from 0; ``dpi`` is 0 where unknown;
-    ``engine`` says who read it.
+    ``engine`` says who read it; ``picture`` where the page's picture is, if it has one.
 
     Raises :class:`ZooError` that names the word where a box is not finite, negative, inverted or
     over the page's edge, and where the columns differ in length.
@@ -45,6 +53,7 @@ class Page:
     dpi: float = 0.0
     engine: str = ""
     source: str = field(default="", compare=False)
+    picture: Picture | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         where = self.source or "a page"
@@ -101,7 +110,9 @@ class Page:
 
     def to_json(self) -> str:
         """Our own OCR format; :func:`page_from_json` reads it."""
-        return json.dumps({"format": "zoo-page-1", **asdict(self)}, ensure_ascii=False)
+        content = asdict(replace(self, picture=None))
+        del content["picture"]
+        return json.dumps({"format": "zoo-page-1", **content}, ensure_ascii=False)
 
 
 def box_fault(box: Sequence[float], width: float, height: float) -> str | None:
@@ -116,6 +127,26 @@ def box_fault(box: Sequence[float], width: float, height: float) -> str | None:
     if x2 > width or y2 > height:
         return f"reaches over the page of {width} x {height}; give pixels of this page"
     return None
+
+
+def on_page(corners: Sequence[float], width: float, height: float) -> tuple[Box, bool]:
+    """Corners (x, y, x, y, ...) in any order as an xyxy box on the page; and if that changed it.
+
+    Raises ``ValueError`` for anything but an even number of at least four finite numbers.
+    """
+    values = [float(c) for c in corners]
+    if len(values) < 4 or len(values) % 2 or not all(abs(v) < 2**31 for v in values):
+        raise ValueError(f"{corners} is no box")
+    xs, ys = values[::2], values[1::2]
+    plain = (min(xs), min(ys), max(xs), max(ys))
+    box = (
+        min(max(plain[0], 0.0), width),
+        min(max(plain[1], 0.0), height),
+        min(max(plain[2], 0.0), width),
+        min(max(plain[3], 0.0), height),
+    )
+    inverted = len(values) == 4 and (xs[0] > xs[1] or ys[0] > ys[1])
+    return box, box != plain or inverted
 
 
 def page_from_json(text: str, source: str) -> Page:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -14,9 +15,12 @@ from typing import Protocol
 
 from PIL import Image
 
-from zoo.datasets.ocr.files import PageImage, open_pages
-from zoo.datasets.ocr.page import Page, page_from_json
+from zoo.datasets.ocr.beside import Beside
+from zoo.datasets.ocr.files import PageImage, open_pages, open_words
+from zoo.datasets.ocr.page import Page, Picture, page_from_json
+from zoo.datasets.ocr.rapid import RapidOcr
 from zoo.datasets.ocr.tesseract import OcrOptions, Tesseract
+from zoo.datasets.page_pictures import HeldPicture, PictureOfFile
 from zoo.errors import ZooError, nearest
 
 log = logging.getLogger("zoo")
@@ -35,14 +39,23 @@ class Engine(Protocol):
     def __call__(self, image: Image.Image, dpi: float = 0.0) -> Page: ...
 
 
-ENGINES: dict[str, Callable[[OcrOptions], Engine]] = {"tesseract": Tesseract}
+ENGINES: dict[str, Callable[[OcrOptions], Engine]] = {"tesseract": Tesseract, "rapidocr": RapidOcr}
+NAMES = (*ENGINES, Beside.name)
 
 
-def engine_named(name: str, options: OcrOptions | None = None) -> Engine:
-    """An engine of :data:`ENGINES`. Raises :class:`ZooError` for an unknown name."""
-    if name not in ENGINES:
-        raise ZooError(f"there is no OCR engine '{name}'; {nearest(name, list(ENGINES))}")
-    return ENGINES[name](options or OcrOptions())
+def check_engine(name: str) -> None:
+    """Raise :class:`ZooError` for an unknown engine; whether it is installed is not looked at."""
+    if name not in NAMES:
+        raise ZooError(f"there is no OCR engine '{name}'; {nearest(name, list(NAMES))}")
+
+
+def engine_named(name: str, options: OcrOptions | None = None) -> Engine | Beside:
+    """An engine of :data:`ENGINES`, or ``json``: the words of files beside the pictures.
+
+    Raises :class:`ZooError` for an unknown name, and where the engine is not installed.
+    """
+    check_engine(name)
+    return Beside() if name == Beside.name else ENGINES[name](options or OcrOptions())
 
 
 def read_pages(
@@ -64,40 +77,64 @@ def read_pages(
 
     ``pages`` chooses some (``1-3,7``). A PDF's own words are taken where it has any and
     ``text_layer`` is on; everything else is read by the engine, ``workers`` pages at a time (0: as
-    many as there are processors). ``order`` puts words into another order than the engine's.
-    ``progress`` wraps the pages as they are done.
+    many as there are processors). The engine ``json`` takes the words of files beside the picture
+    or PDF instead (:mod:`~zoo.datasets.ocr.beside`), also of a PDF with words of its own. ``order``
+    puts words into another order than the engine's. ``progress`` wraps the pages as they are done;
+    whatever their number, no more pictures are in memory than are being read.
 
-    Raises :class:`ZooError` naming the file for whatever can't be read.
+    Raises :class:`ZooError` naming file and page for whatever can't be read.
     """
+    check_engine(engine)
     options = OcrOptions(language=language, psm=psm, timeout=timeout)
+    items: Iterator[PageImage | Page]
     if isinstance(source, Image.Image):
-        name, images = "the picture", iter([PageImage(source, 0)])
+        name, items = "the picture", iter([PageImage(source, 0)])
     else:
         name = str(source)
-        images = open_pages(source, pages=pages, password=password)
-    made: list[Engine] = []
+        opened = open_words if text_layer and engine != Beside.name else open_pages
+        items = iter(opened(source, pages=pages, password=password))
 
-    def read(item: PageImage) -> Page:
-        page = item.text if text_layer else None
-        if page is None:
-            page = read_image_of(item, made[0], cache)
-        page = replace(page, number=item.number, source=name)
+    def finished(page: Page, number: int) -> Page:
+        picture: Picture
+        if isinstance(source, Image.Image):
+            picture = HeldPicture(source, page.rotation)
+        else:
+            picture = PictureOfFile(name, number, page.rotation, password)
+        page = replace(page, number=number, source=name, picture=picture)
         return page.ordered(order(page)) if order else page
+
+    def read(item: PageImage, reader: Engine | Beside) -> Page:
+        if isinstance(reader, Beside):
+            return finished(reader(item), item.number)
+        try:
+            page = read_image_of(item, reader, cache)
+        except ZooError as error:
+            raise ZooError(f"{name}, page {item.number + 1}: {error}") from None
+        return finished(page, item.number)
 
     def all_pages() -> Iterator[Page]:
         count = workers or os.cpu_count() or 1
+        made: list[Engine | Beside] = []  # only where a page needs it: a PDF of text does not
         with ThreadPoolExecutor(count) as pool:
-            waiting: list[Future[Page]] = []
-            for item in images:
-                if (item.text is None or not text_layer) and not made:
-                    made.append(engine_named(engine, options))
-                waiting.append(pool.submit(read, item))
-                if len(waiting) > count:  # no more pictures in memory than are being read
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
+            waiting: deque[Page | Future[Page]] = deque()
+            for item in items:
+                if isinstance(item, Page):
+                    waiting.append(finished(item, item.number))
+                else:
+                    if not made:
+                        made.append(engine_named(engine, options))
+                    waiting.append(pool.submit(read, item, made[0]))
+                del item  # its picture
+                while len(waiting) > count:
+                    yield _result(waiting.popleft())
+            while waiting:
+                yield _result(waiting.popleft())
 
     return list(progress(all_pages()))
+
+
+def _result(page: Page | Future[Page]) -> Page:
+    return page if isinstance(page, Page) else page.result()
 
 
 def read_image_of(item: PageImage, engine: Engine, cached: bool) -> Page:

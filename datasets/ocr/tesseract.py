@@ -8,21 +8,18 @@ finds it): so the environment is the child's alone, and no file is written.
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from statistics import mean
-from typing import Any
 
 from PIL import Image
 
-from zoo.datasets.ocr.layouts import on_page
 from zoo.datasets.ocr.page import Page
+from zoo.datasets.ocr.tsv import page_of, rows_of
 from zoo.errors import ZooError
 
 LONGEST = 3500  # pixels: a larger page is reduced, Tesseract does not read it any better
@@ -43,7 +40,8 @@ class OcrOptions:
     """How pages are read; every value is a part of the cache's key.
 
     ``language``: Tesseract's names, joined by ``+``. ``psm``: its page segmentation mode (3:
-    automatic, 6: one block, 11: sparse text). ``timeout``: seconds for one page.
+    automatic, 6: one block, 11: sparse text). ``timeout``: seconds for one page; only Tesseract
+    can be stopped.
     """
 
     language: str = "eng"
@@ -79,7 +77,7 @@ class Tesseract:
         """
         grey = image.convert("L")
         page = self._read(grey, dpi)
-        if not _looks_turned(page):
+        if not looks_turned(page):
             return page
         turn = self._turn(grey, dpi)
         if turn == 0:
@@ -87,8 +85,8 @@ class Tesseract:
         again = self._read(turned(grey, turn), dpi, rotation=turn)
         # By how much was read, not how surely: garbage can be a few sure words. Lines on their
         # side may be read well, too; but then words stand upright, and turning loses next to none.
-        kept = 1.0 - MARGIN if _stands_upright(page) else 1.0
-        return again if _sure_letters(again) > kept * _sure_letters(page) else page
+        kept = 1.0 - MARGIN if stands_upright(page) else 1.0
+        return again if sure_letters(again) > kept * sure_letters(page) else page
 
     def _read(self, grey: Image.Image, dpi: float, rotation: int = 0) -> Page:
         scale = min(1.0, LONGEST / max(grey.size))
@@ -97,8 +95,11 @@ class Tesseract:
             size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
             small = grey.resize(size, Image.Resampling.LANCZOS)
         text = self._run(small, dpi * scale, self.options.psm, "tsv")
-        rows = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-        return _page(list(rows), grey.size, scale, rotation, dpi, f"tesseract {_version()}")
+        page, _ = page_of(
+            rows_of(text), (grey.height, grey.width), scale=scale, rotation=rotation, dpi=dpi,
+            engine=f"tesseract {_version()}",
+        )  # fmt: skip
+        return page
 
     def _turn(self, grey: Image.Image, dpi: float) -> int:
         """Degrees clockwise that would turn the page upright; 0 where that can't be told."""
@@ -137,56 +138,22 @@ class Tesseract:
         return done.stdout.decode("utf-8", errors="replace")
 
 
-def _page(
-    rows: list[Mapping[str, Any]],
-    size: tuple[int, int],
-    scale: float,
-    rotation: int,
-    dpi: float,
-    engine: str,
-) -> Page:
-    """The words of Tesseract's table, in pixels of the page before it was reduced."""
-    width, height = size
-    words, boxes, confidences, lines, blocks = [], [], [], [], []
-    known: dict[tuple[str, ...], int] = {}
-    for row in rows:
-        text = (row.get("text") or "").strip()
-        confidence = float(row["conf"])
-        if confidence < 0 or not text:
-            continue
-        left, top = float(row["left"]) / scale, float(row["top"]) / scale
-        right = left + max(1.0, float(row["width"]) / scale)
-        bottom = top + max(1.0, float(row["height"]) / scale)
-        box, _ = on_page((left, top, right, bottom), width, height)
-        line = tuple(row[key] for key in ("block_num", "par_num", "line_num"))
-        words.append(text)
-        boxes.append(box)
-        confidences.append(min(confidence / 100, 1.0))
-        lines.append(known.setdefault(line, len(known)))
-        blocks.append(int(row["block_num"]))
-    return Page(
-        words=tuple(words), boxes=tuple(boxes), width=width, height=height,
-        confidences=tuple(confidences), lines=tuple(lines), blocks=tuple(blocks),
-        rotation=rotation, dpi=dpi, engine=engine,
-    )  # fmt: skip
-
-
-def _sure_letters(page: Page) -> float:
+def sure_letters(page: Page) -> float:
     """Letters read, each counted by the confidence of its word."""
     pairs = zip(page.confidences, page.words, strict=True)
     return sum(sure * len(word) for sure, word in pairs)
 
 
-def _stands_upright(page: Page) -> bool:
+def stands_upright(page: Page) -> bool:
     """Whether most of the longer words are taller than wide."""
     long = [b for b, word in zip(page.boxes, page.words, strict=True) if len(word) >= 3]
     return bool(long) and mean(b[3] - b[1] > b[2] - b[0] for b in long) > 0.5
 
 
-def _looks_turned(page: Page) -> bool:
+def looks_turned(page: Page) -> bool:
     """Whether a page may lie on its side: hard to read, or its longer words stand upright."""
     letters = sum(map(len, page.words))
-    return bool(letters) and (_sure_letters(page) < SURE * letters or _stands_upright(page))
+    return bool(letters) and (sure_letters(page) < SURE * letters or stands_upright(page))
 
 
 def turned(image: Image.Image, degrees: int) -> Image.Image:

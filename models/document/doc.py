@@ -6,6 +6,7 @@ weights, or any BERT's of the shape, the model starts as exactly that text model
 
 from __future__ import annotations
 
+from zoo.datasets.windows import EncodingConfig
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import BERT
 from zoo.models.document.spec import document_spec
@@ -22,4 +23,10 @@ BUNDLED = Weights(
 def doc_nano() -> ModelSpec:
     """Six layers, 384 wide, boxes and relative biases, no image: 24.1 M parameters."""
     weights = {"doc_nano": BUNDLED}
-    return document_spec(LayoutConfig(), recipe="doc_nano", layouts=LAYOUTS, weights=weights)
+    return document_spec(
+        LayoutConfig(),
+        recipe="doc_nano",
+        layouts=LAYOUTS,
+        encoding=EncodingConfig(length=384, overlap=96),
+        weights=weights,
+    )

@@ -258,5 +258,4 @@ class LayoutEncoder(nn.Module):
 
 def _is_traced() -> bool:
     """Whether a graph is being made that has to serve other batches too."""
-    traced: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
-    return traced or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from zoo.datasets.windows import EncodingConfig
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import ERNIE_PADDLE, ERNIE_PORT
+from zoo.models.document.spec import document_spec
+from zoo.registry import ModelSpec, register_model
 from zoo.weights import Weights
 
 LAYOUTS = (ERNIE_PORT, ERNIE_PADDLE)
@@ -28,9 +31,13 @@ WEIGHTS = {
 }
 
 
-def ernie_layout_x_base() -> LayoutConfig:
+ENCODING = EncodingConfig(tokenizer="", template="document_first", image=224)
+
+
+@register_model
+def ernie_layout_x_base() -> ModelSpec:
     """ERNIE-LayoutX as released, multilingual: 281 M parameters, 192 M of them words."""
-    return LayoutConfig(
+    config = LayoutConfig(
         vocab_size=250002,
         max_positions=514,
         pad_id=1,
@@ -46,8 +53,18 @@ def ernie_layout_x_base() -> LayoutConfig:
         pixel_std=(57.375, 57.12, 58.395),
         heads="ernie",
     )
+    return document_spec(
+        config,
+        recipe="ernie_layout_x_base",
+        layouts=LAYOUTS,
+        encoding=ENCODING,
+        weights=WEIGHTS["ernie_layout_x_base"],
+    )
 
 
-def ernie_layout_disentangled() -> LayoutConfig:
+@register_model
+def ernie_layout_disentangled() -> ModelSpec:
     """ERNIE-Layout with the paper's attention, base size: 282 M parameters, no public weights."""
-    return replace(ernie_layout_x_base(), attention="disentangled")
+    released = ernie_layout_x_base()
+    config = replace(released.config, attention="disentangled")
+    return replace(released, config=config, recipe="ernie_layout_disentangled", weights={})

@@ -228,7 +228,9 @@ def fit(model: DocumentModel, loaded: Loaded) -> tuple[Loaded, str]:
 
     Its head is used where it is of the model's task. Tensors that the model has and the checkpoint
     lacks are the model's own, as initialised, for the head and for whole parts that a text model
-    lacks. All other differences stay, for :func:`zoo.weights.initialise` to refuse.
+    lacks. Where a checkpoint of ours has such a part and the model's settings switch it off
+    (``model.boxes=none``), it is left out. All other differences stay, for
+    :func:`zoo.weights.initialise` to refuse.
     """
     own = model.state_dict()
     state: State = {}
@@ -245,6 +247,12 @@ def fit(model: DocumentModel, loaded: Loaded) -> tuple[Loaded, str]:
         for key in head:
             del state[key]
     new = []
+    for part in _OPTIONAL if loaded.card else ():
+        extra = [key for key in state if key.startswith(part)]
+        if extra and not any(key.startswith(part) for key in own):
+            left_out.append(f"other.{part.removesuffix('.').replace('.', ' ')}")
+            for key in extra:
+                del state[key]
     for part in ("head.", *_OPTIONAL):
         lacking = [key for key in own if key.startswith(part) and key not in state]
         whole = not any(key.startswith(part) for key in state)

@@ -6,6 +6,7 @@ the release). The paper's image embeddings, used in fine-tuning only, are in no 
 
 from __future__ import annotations
 
+from zoo.datasets.windows import EncodingConfig
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import BERT, LAYOUTLM
 from zoo.models.document.spec import document_spec
@@ -31,7 +32,11 @@ def layoutlm_base() -> ModelSpec:
         dim=768, num_heads=12, num_layers=12, ffn_dim=3072, boxes="sum", attention="plain"
     )
     return document_spec(
-        config, recipe="layoutlm_base", layouts=LAYOUTS, weights=WEIGHTS["layoutlm_base"]
+        config,
+        recipe="layoutlm_base",
+        layouts=LAYOUTS,
+        encoding=EncodingConfig(sep_box=1000),
+        weights=WEIGHTS["layoutlm_base"],
     )
 
 
@@ -52,5 +57,9 @@ def layoutlm_docqa() -> ModelSpec:
         attention="plain",
     )
     return document_spec(
-        config, recipe="layoutlm_docqa", layouts=LAYOUTS, weights=WEIGHTS["layoutlm_docqa"]
+        config,
+        recipe="layoutlm_docqa",
+        layouts=LAYOUTS,
+        encoding=EncodingConfig(tokenizer="", sep_box=1000, segments=False, separators=2),
+        weights=WEIGHTS["layoutlm_docqa"],
     )

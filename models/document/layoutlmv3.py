@@ -9,8 +9,11 @@ Unlike the release: an image of another size than 224 has its positions interpol
 
 from __future__ import annotations
 
+from zoo.datasets.windows import EncodingConfig
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import LAYOUTLMV3
+from zoo.models.document.spec import document_spec
+from zoo.registry import ModelSpec, register_model
 from zoo.weights import Weights
 
 LAYOUTS = (LAYOUTLMV3,)
@@ -22,9 +25,10 @@ WEIGHTS = {
 }
 
 
-def layoutlmv3_base() -> LayoutConfig:
+@register_model
+def layoutlmv3_base() -> ModelSpec:
     """LayoutLMv3, the paper's base model: 125 M parameters; weights not for commercial use."""
-    return LayoutConfig(
+    config = LayoutConfig(
         vocab_size=50265,
         max_positions=514,
         positions="offset",
@@ -40,4 +44,11 @@ def layoutlmv3_base() -> LayoutConfig:
         bias_scaled=True,
         vision="patch",
         heads="layoutlmv3",
+    )
+    return document_spec(
+        config,
+        recipe="layoutlmv3_base",
+        layouts=LAYOUTS,
+        encoding=EncodingConfig(tokenizer="", segments=False, separators=2, image=224),
+        weights=WEIGHTS["layoutlmv3_base"],
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import nn
 
+from zoo.config import to_plain
+from zoo.datasets.windows import EncodingConfig
 from zoo.errors import ZooError
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import CLASS_ROWS, fit, start_from
@@ -23,9 +27,13 @@ def document_spec(
     *,
     recipe: str,
     layouts: tuple[KeyLayout, ...],
+    encoding: EncodingConfig,
     weights: Mapping[str, Weights] | None = None,
 ) -> ModelSpec:
-    """The specification of a document model; ``config.task`` chooses head, loss and prediction."""
+    """The specification of a document model; ``config.task`` chooses head, loss and prediction.
+
+    ``encoding`` is how its published weights know pages; its recipe has the same.
+    """
     return ModelSpec(
         config=config,
         build=_build,
@@ -39,6 +47,8 @@ def document_spec(
         layouts=layouts,
         class_rows=CLASS_ROWS,
         has_classes=lambda config: config.task != "qa",
+        adapt=_adapt,
+        preprocess={"task": config.task, "encoding": to_plain(encoding)},
     )
 
 
@@ -67,3 +77,35 @@ def _start(
                 "fine-tune from it with tools/train.py --weights"
             )
     return start_from(model, loaded, class_names)
+
+
+# How transformers calls a model for a task, at the end of the architecture's name.
+_ARCHITECTURES = {
+    "ForQuestionAnswering": "qa",
+    "ForTokenClassification": "ser",
+    "ForSequenceClassification": "classify",
+}
+
+
+def _adapt(spec: ModelSpec, loaded: Loaded) -> ModelSpec | None:
+    """``spec`` with the task and the tokenizer of a published checkpoint, if it is of its shape.
+
+    The task is what config.json says, else what its head is for; a checkpoint without any keeps
+    the spec's. The tokenizer is the checkpoint's own where it has one.
+    """
+    task = next((t for end, t in _ARCHITECTURES.items() if loaded.architecture.endswith(end)), "")
+    answers = any(key.startswith("qa.") for key in loaded.state)
+    if task in ("", "qa"):  # ViLT's question answering is a choice among classes
+        task = "qa" if answers else spec.config.task
+    config = replace(spec.config, task=task)
+    with torch.device("meta"):
+        model = DocumentModel(config, max(1, len(loaded.class_names)))
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    fitted, _ = fit(model, loaded)
+    given = {key: value.shape for key, value in fitted.state.items()}
+    if own != given:
+        return None
+    encoding = dict(spec.preprocess["encoding"])
+    if loaded.folder is not None and (loaded.folder / "tokenizer.json").is_file():
+        encoding["tokenizer"] = str(loaded.folder)
+    return replace(spec, config=config, preprocess={"task": task, "encoding": encoding})

@@ -8,8 +8,11 @@ Unlike the release, all valid patches are used, in order (see :mod:`.vision`).
 
 from __future__ import annotations
 
+from zoo.datasets.windows import EncodingConfig
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import VILT
+from zoo.models.document.spec import document_spec
+from zoo.registry import ModelSpec, register_model
 from zoo.weights import Weights
 
 LAYOUTS = (VILT,)
@@ -24,9 +27,10 @@ WEIGHTS = {
 }
 
 
-def vilt_b32() -> LayoutConfig:
+@register_model
+def vilt_b32() -> ModelSpec:
     """ViLT-B/32, the paper's model: 111 M parameters, 40 tokens of text, images of 384 pixels."""
-    return LayoutConfig(
+    config = LayoutConfig(
         task="classify",
         max_positions=40,
         dim=768,
@@ -43,4 +47,13 @@ def vilt_b32() -> LayoutConfig:
         patch_norm=False,
         modalities=2,
         heads="vilt",
+    )
+    return document_spec(
+        config,
+        recipe="vilt_b32",
+        layouts=LAYOUTS,
+        encoding=EncodingConfig(
+            length=40, overlap=8, question_length=20, image=384, image_fit="shorter"
+        ),
+        weights=WEIGHTS["vilt_b32"],
     )

@@ -78,7 +78,8 @@ def attend(
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     dropout = dropout if training else 0.0
     if isinstance(mask, PackedRows):
-        parts = zip(*(t.split(mask.lengths, 2) for t in (q, k, v)), mask.biases, strict=True)
+        q_rows, k_rows, v_rows = (t.split(mask.lengths, 2) for t in (q, k, v))
+        parts = zip(q_rows, k_rows, v_rows, mask.biases, strict=True)
         mixed = torch.cat([_mixed(*part, dropout) for part in parts], 2)
     else:
         mixed = _mixed(q, k, v, mask, dropout)
@@ -116,7 +117,7 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
         masks: Sequence[Tensor | None] = [None] * len(q)
         if mask is not None:
             masks = mask.split(count) if len(mask) > 1 else [mask] * len(q)
-        parts = zip(*(t.split(count) for t in (q, k, v)), masks, strict=False)
+        parts = zip(q.split(count), k.split(count), v.split(count), masks, strict=False)
         return torch.cat([_explicit(*part, dropout) for part in parts])
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:

@@ -10,6 +10,7 @@ from PIL import Image
 from zoo.datasets import docvqa_records, jsonl_records
 from zoo.datasets.document_records import (
     Document,
+    Mender,
     bio_names,
     class_index,
     load_json,
@@ -192,6 +193,21 @@ def test_ocr_of_another_page_is_told(tmp_path):
     with pytest.raises(ZooError) as caught:
         read_page(question.document, read_tiny)
     one_sentence(caught, "a.json is of a page of 60 x 40", "a.png has 50 x 40 pixels; give the OCR")
+
+
+def test_boxes_of_others_are_mended_and_told_once(caplog):
+    mender = Mender()
+    assert mender.box([1, 2, 3, 4], (40, 60), "x, word 0") == (1, 2, 3, 4)
+    mender.tell("data, split train")
+    assert not caplog.records
+    assert mender.box([50, 9, 20, 5], (40, 60), "x, word 1") == (20, 5, 50, 9)
+    assert mender.box([-5, 9, 70, 9, 70, 45, -5, 45], (40, 60), "x, word 2") == (0, 9, 60, 40)
+    mender.tell("data, split train")
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "data, split train: 2 of 3 boxes were over their page or inverted, and were mended "
+        "(first: x, word 1)"
+    )
 
 
 def test_boxes_of_segments_are_unions():

@@ -100,7 +100,7 @@ def test_evaluation_reads_every_word_of_every_page() -> None:
 
 def test_rows_collate() -> None:
     data = QuestionRows(corpus(), ENCODING)
-    rules = padding_rules(load_tokenizer(ENCODING.tokenizer))
+    rules = padding_rules(load_tokenizer(ENCODING.tokenizer), ENCODING)
     batch = Collate(rules)([data[0], data[len(data) - 1], data[4]])
     length = batch.inputs["input_ids"].shape[1]
     assert length % 8 == 0

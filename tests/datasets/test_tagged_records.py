@@ -58,7 +58,7 @@ def write_funsd(folder: Path, part="training_data", form=None) -> Path:
     return folder / part / "annotations" / "f1.json"
 
 
-def test_funsd_as_it_unpacks(tmp_path):
+def test_funsd_as_it_unpacks(tmp_path, caplog):
     write_funsd(tmp_path)
     assert funsd_records.matches(tmp_path) is None
     (form,) = read_funsd(tmp_path, "train")
@@ -66,6 +66,11 @@ def test_funsd_as_it_unpacks(tmp_path):
     assert form.tags == ("B-QUESTION", "B-ANSWER", "I-ANSWER", "O")
     assert form.page.lines == (0, 1, 1, 2)
     assert form.page.boxes[2:] == ((62, 8, 75, 21), (150, 80, 200, 100))  # clipped to the page
+    [told] = [r.getMessage() for r in caplog.records]
+    assert told.startswith(
+        f"{tmp_path}, split train: 1 of 4 boxes were over their page or inverted"
+    )
+    assert told.endswith("f1.json, entity 2)")
     assert form.document.image == tmp_path / "training_data" / "images" / "f1.png"
     write_funsd(tmp_path, "testing_data")
     assert len(read_funsd(tmp_path, "val")) == len(read_funsd(tmp_path, "test")) == 1
@@ -185,13 +190,15 @@ def write_cord(folder: Path, split="train", content=None) -> Path:
     return path
 
 
-def test_cord_as_it_unpacks(tmp_path):
+def test_cord_as_it_unpacks(tmp_path, caplog):
     write_cord(tmp_path)
     assert cord_records.matches(tmp_path) is None
     (receipt,) = read_cord(tmp_path, "train")
     assert receipt.page.words == ("Iced", "Tea", "9.00", "thanks")
     assert receipt.tags == ("B-MENU.NM", "I-MENU.NM", "B-MENU.PRICE", "O")
     assert receipt.page.boxes[2] == (120, 0, 160, 20)  # corners swapped, one over the edge
+    assert "split train: 1 of 4 boxes were over their page or inverted, and were" in caplog.text
+    assert "receipt_00000.json, valid_line[1])" in caplog.text
     assert receipt.page.lines == (0, 0, 1, 2)
     assert len(cord_records.CATEGORIES) == 30
     assert len(cord_records.TAG_NAMES) == 61
@@ -339,6 +346,14 @@ def test_bad_receipts_of_sroie_are_named(tmp_path, boxes, keys, words):
     with pytest.raises(ZooError) as caught:
         read_sroie(tmp_path, "train")
     one_sentence(caught, words)
+
+
+def test_boxes_of_sroie_are_mended_and_told(tmp_path, caplog):
+    write_sroie(tmp_path, boxes="190,1,250,1,250,9,190,9,ACME\n1,1,9,1,9,9,1,9,B\n")
+    (receipt,) = read_sroie(tmp_path, "train")
+    assert receipt.page.boxes[0] == (190, 1, 200, 9)
+    assert "split train: 1 of 2 boxes were over their page or inverted" in caplog.text
+    assert "X1.txt, line 1)" in caplog.text
 
 
 def test_missing_files_of_sroie(tmp_path):

@@ -112,6 +112,14 @@ def test_what_cannot_be_asked(run, tmp_path, capsys, arguments, fault) -> None:
         assert status == 0  # a question mark is a token, and so a question
 
 
+def test_flags_may_stand_anywhere(run, tmp_path, capsys) -> None:
+    file = write(tmp_path / "a.png")
+    given = [str(file), "--weights", str(run), "What is the total?", "--device", "cpu", "Who?"]
+    assert ask.main([*given, "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert [a["question"] for a in found["answers"]] == ["What is the total?", "Who?"]
+
+
 def test_files_and_questions_are_told_apart(tmp_path) -> None:
     odd = write(tmp_path / "is it a file?.png")
     files, questions = ask.sorted_out([str(odd), "scan.png", "Total?", "the total due"])

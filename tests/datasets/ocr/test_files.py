@@ -1,50 +1,26 @@
 """Files of pages: pictures of any mode, TIFFs of several pages, PDFs, and what is refused."""
 
+import runpy
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from zoo.datasets.ocr.files import open_pages, parse_pages
+from zoo.datasets.ocr.files import PageImage, count_pages, open_pages, open_words, parse_pages
+from zoo.datasets.ocr.page import Page
 from zoo.errors import ZooError
 
 pdfium = pytest.importorskip("pypdfium2")
+write_pdf = runpy.run_path(str(Path(__file__).parents[2] / "pdfs.py"))["write_pdf"]
 
 
 def picture(text: str = "Total 12.50", size: tuple[int, int] = (400, 200)) -> Image.Image:
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).text((20, 60), text, "black", ImageFont.load_default(size=40))
     return image
-
-
-def write_pdf(path: Path, lines: list[str], rotation: int = 0, pages: int = 1) -> Path:
-    """A PDF by hand with text of its own: 300 x 200 points, Helvetica of 20."""
-    text = " ".join(
-        f"BT /F1 20 Tf 30 {150 - 30 * n} Td ({line}) Tj ET" for n, line in enumerate(lines)
-    )
-    objects = ["<< /Type /Catalog /Pages 2 0 R >>"]
-    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(pages))
-    objects.append(f"<< /Type /Pages /Kids [{kids}] /Count {pages} >>")
-    objects.append("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
-    for n in range(pages):
-        objects.append(
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Rotate {rotation} "
-            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * n} 0 R >>"
-        )
-        objects.append(f"<< /Length {len(text)} >>\nstream\n{text}\nendstream")
-    out = b"%PDF-1.4\n"
-    places = []
-    for n, content in enumerate(objects, 1):
-        places.append(len(out))
-        out += f"{n} 0 obj\n{content}\nendobj\n".encode()
-    table = "".join(f"{place:010d} 00000 n \n" for place in places)
-    out += (
-        f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n"
-        f"<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF"
-    ).encode()
-    path.write_bytes(out)
-    return path
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "I;16"])
@@ -82,7 +58,7 @@ def test_a_photograph_is_upright(tmp_path) -> None:
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_a_pdfs_own_words_stand_where_they_are_drawn(tmp_path, rotation) -> None:
-    path = write_pdf(tmp_path / "a.pdf", ["Total due 12.50", "Thank you"], rotation)
+    path = write_pdf(tmp_path / "a.pdf", ["Total due 12.50", "Thank you"], rotation=rotation)
     [page] = open_pages(path)
     assert page.text is not None
     words = ("Total", "due", "12.50", "Thank", "you")
@@ -109,8 +85,34 @@ def test_a_pdf_of_pictures_has_no_words_of_its_own(tmp_path) -> None:
 
 
 def test_pages_of_a_long_pdf_are_chosen(tmp_path) -> None:
-    path = write_pdf(tmp_path / "long.pdf", ["some words here"], pages=500)
+    path = write_pdf(tmp_path / "long.pdf", *[["some words here"]] * 500)
     assert [p.number for p in open_pages(path, pages="499-", dpi=20)] == [498, 499]
+    assert count_pages(path) == 500
+    assert count_pages(path, pages="499-,7") == 3
+    with pytest.raises(ZooError, match=r"long\.pdf has 500 pages; '501' is not among them"):
+        count_pages(path, pages="501")
+
+
+def test_a_page_with_words_of_its_own_is_not_drawn(tmp_path, monkeypatch) -> None:
+    drawn = []
+    render = pdfium.PdfPage.render
+    monkeypatch.setattr(
+        pdfium.PdfPage, "render", lambda page, **how: drawn.append(page) or render(page, **how)
+    )
+    path = write_pdf(tmp_path / "a.pdf", ["Total due 12.50"], [], ["Thank you"])
+    first, blank, last = open_words(path)
+    assert isinstance(first, Page)
+    assert isinstance(blank, PageImage)
+    assert (first.words, last.words, last.number) == (
+        ("Total", "due", "12.50"),
+        ("Thank", "you"),
+        2,
+    )
+    assert len(drawn) == 1
+    [whole, *_] = open_pages(path)
+    assert whole.text == first
+    assert (first.width, first.height) == whole.image.size
+    assert (whole.path, whole.of_pdf) == (path, True)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +154,69 @@ def test_a_bomb_is_not_opened(tmp_path, monkeypatch) -> None:
         list(open_pages(path, max_pixels=1000))
 
 
-def test_a_locked_pdf_says_so(tmp_path, monkeypatch) -> None:
-    path = write_pdf(tmp_path / "a.pdf", ["x"])
+def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
-    def locked(*_, **__):
-        raise pdfium.PdfiumError("Failed to load document (PDFium: Incorrect password error).")
+    def claim(side: int) -> Path:
+        head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        pixels = zlib.compress(b"0" * 99)
+        path = tmp_path / f"{side}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels))
+        return path
 
-    monkeypatch.setattr(pdfium, "PdfDocument", locked)
-    with pytest.raises(ZooError, match=r"a\.pdf: it is locked by a password"):
+    with pytest.raises(ZooError, match=r"60000\.png is too large a picture .*; make it smaller"):
+        list(open_pages(claim(60000)))
+    # Pillow would only warn of this one, and a warning is an error here.
+    with pytest.raises(ZooError, match=r"11000\.png, page 1: 11000 x 11000 pixels are more than"):
+        list(open_pages(claim(11000)))
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(
+        ZooError, match=r"folder\.png can't be read \(Is a directory\); give a file"
+    ):
+        list(open_pages(tmp_path / "folder.png"))
+    picture().save(tmp_path / "a.png")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ZooError, match=r"a\.png can't be read \(Permission denied\); give a file"):
+        list(open_pages(tmp_path / "a.png"))
+
+
+def test_a_locked_pdf_says_so_and_opens_with_its_password(tmp_path) -> None:
+    path = write_pdf(tmp_path / "a.pdf", ["Total due 12.50"], password="sesame")
+    assert b"Total" not in path.read_bytes()
+    for read in (open_pages, open_words):
+        with pytest.raises(ZooError, match=r"a\.pdf: it is locked by a password; give the right"):
+            list(read(path))
+        with pytest.raises(ZooError, match=r"a\.pdf: the password is wrong; give the right one"):
+            list(read(path, password="guess"))
+    with pytest.raises(ZooError, match="locked"):
+        count_pages(path)
+    [page] = open_pages(path, password="sesame")
+    assert page.text is not None
+    assert page.text.words == ("Total", "due", "12.50")
+    assert count_pages(path, password="sesame") == 1
+
+
+def test_a_pdf_without_pages_or_with_a_broken_one(tmp_path) -> None:
+    path = write_pdf(tmp_path / "locked.pdf", ["x"], password="sesame")
+    with pytest.raises(ZooError, match="locked by a password"):
         list(open_pages(path))
-    with pytest.raises(ZooError, match=r"a\.pdf: the password is wrong"):
-        list(open_pages(path, password="guess"))
+    path = write_pdf(tmp_path / "none.pdf")  # PDFium still says that the password is wrong
+    with pytest.raises(
+        ZooError, match=r"none\.pdf is a broken PDF, or one without pages .*; fetch"
+    ):
+        list(open_pages(path))
+    path = write_pdf(tmp_path / "a.pdf", ["one"], ["two"])
+    path.write_bytes(
+        path.read_bytes().replace(b"6 0 obj\n<< /Type /Page ", b"6 0 obj\n<< /Type /Pape ")
+    )
+    with pytest.raises(ZooError, match=r"a\.pdf, page 2 is broken .*; fetch the file again"):
+        list(open_pages(path))

@@ -1,6 +1,5 @@
-"""Pages and OCR files: what a page refuses, the grid, and foreign layouts."""
+"""Pages: what one refuses, the grid, our own format, boxes put on the page."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.datasets.ocr.layouts import on_page, read_ocr
-from zoo.datasets.ocr.page import Page, page_from_json
+from zoo.datasets.ocr.page import Page, on_page, page_from_json
 from zoo.errors import ZooError
 
 PAGE = Page(
@@ -67,63 +65,6 @@ def test_another_order() -> None:
     assert turned.confidences == (0.5, 0.9, 1.0)
     with pytest.raises(ValueError, match="every word once"):
         PAGE.ordered([0, 0, 1])
-
-
-def microsoft(**changes) -> dict:
-    words = [
-        {"boundingBox": [10, 10, 50, 10, 50, 20, 10, 20], "text": "TOTAL", "confidence": "Low"},
-        {"boundingBox": [60, 10, 120, 10, 120, 20, 60, 20], "text": "12.50", "confidence": 0.8},
-        {"boundingBox": [60, 10, 90, 10, 90, 20, 60, 20], "text": " "},
-    ]
-    lines = [{"boundingBox": [0] * 8, "text": "TOTAL 12.50", "words": words}]
-    result = {"page": 1, "width": 100, "height": 200, "unit": "pixel", "lines": lines}
-    return {"status": "Succeeded", "recognitionResults": [result | changes]}
-
-
-@pytest.mark.parametrize("generation", [2, 3])
-def test_microsoft_read(tmp_path, caplog, generation) -> None:
-    content = microsoft()
-    if generation == 3:
-        content = {"analyzeResult": {"readResults": content["recognitionResults"]}}
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps(content))
-    page = read_ocr(path, (200, 100))
-    assert page.words == ("TOTAL", "12.50")
-    assert page.boxes == ((10, 10, 50, 20), (60, 10, 100, 20))
-    assert page.confidences == (0.3, 0.8)
-    assert "1 of 2 boxes were over the page or inverted" in caplog.text
-
-
-def test_our_own_format_is_read_too(tmp_path) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(PAGE.to_json())
-    assert read_ocr(path, (200, 100)).words == PAGE.words
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        ("{", "line 1: broken JSON"),
-        ("[1]", "of no known OCR format"),
-        (json.dumps(microsoft(unit="inch")), "boxes in inch"),
-        (json.dumps(microsoft(width=90)), "is of a page of 90 x 200, its image has 100 x 200"),
-        (json.dumps(microsoft(lines=[{"words": [{"text": "a"}]}])), "broken result of Microsoft"),
-        (json.dumps(microsoft(lines=[{"words": [{"text": "a", "boundingBox": [1, 2, 3]}]}])),
-         "is no box"),
-    ],
-)  # fmt: skip
-def test_files_that_are_no_ocr_of_the_image(tmp_path, content, fault) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(content)
-    with pytest.raises(ZooError, match=rf"p\.json.*{fault}"):
-        read_ocr(path, (200, 100))
-
-
-def test_a_page_that_the_file_does_not_have(tmp_path) -> None:
-    path = tmp_path / "p.json"
-    path.write_text(json.dumps(microsoft()))
-    with pytest.raises(ZooError, match="has 1 pages, and page 3 was asked for"):
-        read_ocr(path, (200, 100), 2)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4))

@@ -23,7 +23,7 @@ from zoo.weights import Loaded
 DIM, HEADS, LAYERS, FFN, WORDS, STEM = 24, 4, 2, 40, 50, 4
 CLASSES = 5
 TINY = replace(
-    ernie_layout_x_base(),
+    ernie_layout_x_base().config,
     dim=DIM,
     num_heads=HEADS,
     num_layers=LAYERS,
@@ -342,8 +342,8 @@ def test_the_papers_model_has_the_released_ones_layers() -> None:
     """Its tables of places take the place of the biases; all else is the same, also in name."""
     toy = ("dim", "num_heads", "num_layers", "ffn_dim", "vocab_size", "max_positions", "grid_width")
     shape = {name: getattr(TINY, name) for name in toy}
-    paper = DocumentModel(replace(ernie_layout_disentangled(), **shape), 1).state_dict()
-    released = DocumentModel(replace(ernie_layout_x_base(), **shape), 1).state_dict()
+    paper = DocumentModel(replace(ernie_layout_disentangled().config, **shape), 1).state_dict()
+    released = DocumentModel(replace(ernie_layout_x_base().config, **shape), 1).state_dict()
     assert paper.keys() ^ released.keys() == {
         f"encoder.{part}.{name}" for part in ("bias", "places") for name in ("position", "x", "y")
     }

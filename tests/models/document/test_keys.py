@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from zoo.checkpoint import Card
 from zoo.errors import ZooError
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import CLASS_ROWS, LAYOUTS, fit, start_from
@@ -178,3 +179,11 @@ def test_fitting_changes_neither_side() -> None:
     assert note
     assert all(torch.equal(state[k], v) for k, v in target.state_dict().items())
     assert set(fitted.state) == set(state)
+
+
+def test_what_settings_switch_off_is_left_out_of_our_own_and_told() -> None:
+    """An ablation: fine-tuned from a model with boxes, without them."""
+    card = Card(name="doc_nano", config={}, class_names=(), class_ids=(), preprocess={})
+    given = Loaded(state=DocumentModel(TINY, 0).state_dict(), origin="x", layout="ours", card=card)
+    blind = DocumentModel(replace(TINY, boxes="none", attention="plain"), 0)
+    assert "left out encoder bias, encoder embeddings boxes" in start_from(blind, given)

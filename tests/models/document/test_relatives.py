@@ -226,7 +226,7 @@ def test_layoutlmv3(case: str, image: bool, dtype: torch.dtype, limit: float) ->
     inputs = rows(1, 1, inverted=True)
     if image:
         inputs["pixel_values"] = torch.randn(len(LENGTHS), 3, 32, 32, dtype=dtype)
-    config = replace(layoutlmv3_base(), task=task, **V3, **V3_BINS)
+    config = replace(layoutlmv3_base().config, task=task, **V3, **V3_BINS)
     reference = layoutlmv3(kind, classes)
     theirs = as_theirs(inputs)
     compare(config, reference, "LayoutLMv3's", dtype, limit, inputs, theirs, classes)
@@ -235,7 +235,7 @@ def test_layoutlmv3(case: str, image: bool, dtype: torch.dtype, limit: float) ->
 @torch.no_grad()
 def test_layoutlmv3_image_tokens_and_bytes() -> None:
     reference = layoutlmv3(LayoutLMv3Model)
-    model, _ = load(replace(layoutlmv3_base(), **V3, **V3_BINS), reference, "LayoutLMv3's")
+    model, _ = load(replace(layoutlmv3_base().config, **V3, **V3_BINS), reference, "LayoutLMv3's")
     inputs = rows(1, 1)
     pixels = torch.randint(0, 256, (len(LENGTHS), 3, 32, 32), dtype=torch.uint8)
     normalised = (pixels.float() / 255 - 0.5) / 0.5  # as their image processor does it
@@ -248,7 +248,7 @@ def test_layoutlmv3_image_tokens_and_bytes() -> None:
 def test_relative_biases_are_trained_here_and_not_in_transformers() -> None:
     """transformers 5 gathers them under ``torch.no_grad()``; unilm's original trained them."""
     reference = layoutlmv3(LayoutLMv3ForQuestionAnswering)
-    model, _ = load(replace(layoutlmv3_base(), **V3, **V3_BINS), reference, "LayoutLMv3's")
+    model, _ = load(replace(layoutlmv3_base().config, **V3, **V3_BINS), reference, "LayoutLMv3's")
     inputs = rows(1, 1)
     at = torch.tensor([3, 2, 0])
     reference(**as_theirs(inputs), start_positions=at, end_positions=at).loss.backward()
@@ -292,7 +292,7 @@ def vilt(kind: Any, **settings: Any) -> nn.Module:
 def test_vilt(case: str, dtype: torch.dtype, limit: float) -> None:
     kind, task, classes = VILT_CASES[case]
     inputs = vilt_inputs(dtype)
-    config = replace(vilt_b32(), task=task, **VILT)
+    config = replace(vilt_b32().config, task=task, **VILT)
     theirs = as_theirs(inputs, "bbox")
     reference = vilt(kind, num_labels=classes)
     compare(config, reference, "ViLT's", dtype, limit, inputs, theirs, classes)
@@ -303,7 +303,7 @@ def test_vilt(case: str, dtype: torch.dtype, limit: float) -> None:
 def test_vilt_encoder(dtype: torch.dtype, limit: float) -> None:
     """Text and the image's class token only: transformers permutes the patches at random."""
     reference = vilt(ViltModel).to(dtype)
-    model, note = load(replace(vilt_b32(), task="ser", **VILT), reference, "ViLT's", 3)
+    model, note = load(replace(vilt_b32().config, task="ser", **VILT), reference, "ViLT's", 3)
     assert "left out pooler; new head" in note
     model = model.to(dtype)
     inputs = vilt_inputs(dtype)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoo.errors import ZooError
-from zoo.models.document.paddle import read_paddle
+from zoo.paddle import read_paddle
 
 ARRAYS = {
     "embeddings.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
