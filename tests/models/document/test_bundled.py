@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import zoo
+from zoo.config import to_plain
 from zoo.datasets.anls import question_anls
+from zoo.datasets.ocr.page import Page
 from zoo.datasets.papers.document import draw_document
 from zoo.models.document.doc import BUNDLED
+from zoo.models.document.predictor import DocumentReader
 from zoo.registry import model_spec
 from zoo.tools import evaluate, train
 
@@ -59,3 +63,47 @@ def test_real_receipts_without_any_training(shared_data, tmp_path) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["ANLS"] >= 0.6
     assert metrics["ANLS"] == pytest.approx(metrics["nbest_ANLS"], abs=0.4)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return zoo.load_model("doc_nano", device="cpu", fast=False)
+
+
+def receipt(index: int) -> Page:
+    return draw_document(9, index, "receipt", ocr_noise=0.0).page
+
+
+@pytest.mark.parametrize("overlap", [0, 32, 200])
+def test_windows_change_nothing_on_a_page_that_fits_one(reader, overlap: int) -> None:
+    page = receipt(2_000_000_000)
+    asked = ["What is the total?", "What is the date?"]
+    tokens = len(reader.tokenizer.words(page.words)[0])
+    assert tokens < 300
+    known = reader.ask(page, asked)
+    other = DocumentReader(
+        reader.model,
+        reader.spec,
+        preprocess={"encoding": {**to_plain(reader.encoding), "overlap": overlap}},
+    )
+    assert other.ask(page, asked) == known
+
+
+def test_a_long_document_is_read_to_its_end_in_any_order(reader) -> None:
+    """29 letters and, as the 29th page, the only one that is charged for; then all shuffled."""
+    letters = [draw_document(9, 2_000_000_100 + n, "letter", ocr_noise=0.0).page for n in range(30)]
+    invoice = draw_document(9, 2_000_000_003, "invoice", ocr_noise=0.0)
+    [asked] = [q for q in invoice.questions if q.field == "freight"]
+    page, question = invoice.page, asked.text
+    alone = reader.ask(page, question)
+    assert alone.text == asked.answers[0]
+    pages = [*letters[:28], page, *letters[28:29]]
+    assert len(pages) == 30
+    long = reader.ask(pages, question)
+    assert (long.page, long.text) == (28, alone.text)
+    assert long.boxes == alone.boxes
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(4)).tolist()
+    shuffled = reader.ask([pages[n] for n in order], question)
+    assert order[shuffled.page] == 28
+    assert (shuffled.text, shuffled.boxes) == (alone.text, alone.boxes)
+    assert shuffled.confidence == pytest.approx(long.confidence, abs=1e-4)
