@@ -141,6 +141,20 @@ def test_backbone_and_norms_have_their_own_groups():
         build_optimizer(model, section)
 
 
+def test_parts_that_begin_at_zero_may_learn_faster():
+    model, _, _ = build()
+    names = [name for name, _ in model.named_parameters()]
+    section = OptimSection(lr=1.0, backbone_lr=0.1, rates={"head.": 50.0, "backbone.": 2.0})
+    groups = parameter_groups(model, section)
+    rates = {id(p): g["base_lr"] for g in groups for p in g["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    wanted = {n: 50.0 if n.startswith("head.") else 0.2 if n.startswith("backbone.") else 1.0
+              for n in names}  # fmt: skip
+    assert found == pytest.approx(wanted)
+    with pytest.raises(ZooError, match=r"optim.rates has 'heads.', and no parameter"):
+        parameter_groups(model, OptimSection(rates={"heads.": 2.0}))
+
+
 def test_schedules():
     step = OptimSection(drops=(0.5, 0.8))
     assert [round(rate_factor(step, 10**6, p), 6) for p in (0, 0.49, 0.5, 0.8, 1)] == [

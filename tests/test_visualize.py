@@ -11,6 +11,7 @@ from PIL import Image
 
 from zoo.errors import ZooError
 from zoo.visualize import (
+    add_legend,
     as_pil,
     bar_chart,
     class_colour,
@@ -18,6 +19,7 @@ from zoo.visualize import (
     draw_boxes,
     learning_curve,
     mark_point,
+    mark_text,
     overlay_heat,
     precision_recall_curves,
 )
@@ -143,6 +145,69 @@ def test_classes_have_different_colours() -> None:
     colours = [class_colour(n) for n in range(30)]
     assert len(set(colours)) == 30
     assert class_colour(3) == class_colour(3)
+
+
+def page_with_words() -> tuple[np.ndarray, list[list[int]]]:
+    """White paper with black words in rows that leave no room between them, [y, x] below."""
+    image = np.full((600, 640, 3), 255, np.uint8)
+    words = [[x, y, x + 60, y + 14] for y in range(40, 240, 16) for x in range(40, 520, 64)]
+    for x1, y1, x2, y2 in words:
+        image[y1 + 4 : y2 - 4, x1:x2:3] = 0
+    return image, words
+
+
+def test_marked_text_stays_readable_and_its_paper_is_coloured() -> None:
+    image, words = page_with_words()
+    chosen = words[10]
+    picture = np.asarray(mark_text(image, [chosen], [1], ["TOTAL"], words=words))
+    for x1, y1, x2, y2 in words:
+        assert (picture[y1 + 4 : y2 - 4, x1:x2:3] == 0).all()  # every stroke is there
+    x1, y1, x2, _ = chosen
+    paper = picture[y1 + 1, x1 + 1 : x2 - 1].astype(int)
+    assert (paper == paper[0]).all()
+    assert paper[0].argmax() == np.argmax(class_colour(1))
+    assert paper[0].min() < 200
+    others = [w for w in words if w[1] != y1]
+    assert all((picture[w[1] + 1, w[0] : w[2]] == 255).all() for w in others)  # no plate on a word
+
+
+def test_a_text_is_written_where_there_is_room_and_nowhere_else() -> None:
+    image, words = page_with_words()
+    bare = np.asarray(mark_text(image, words, [0] * len(words), [""] * len(words), words=words))
+    named = mark_text(image, words, [0] * len(words), ["NAME"] * len(words), words=words)
+    changed_ = (np.asarray(named) != bare).any(-1)
+    assert changed_.any()
+    for x1, y1, x2, y2 in words:
+        assert not changed_[y1 : y2 + 1, x1 : x2 + 1].any()
+    plates = (np.asarray(named) == class_colour(0)).all(-1)
+    assert plates[:40].any()  # above the first row
+    assert plates[:, 548:].any()  # right of the last words
+    assert not plates[60:200, 110:480].any()  # and none in the thick of it
+    lonely = mark_text(image, [[40, 400, 100, 414]], [2], ["ALONE"], words=words)
+    right = (np.asarray(lonely)[395:420, 100:200] == class_colour(2)).all(-1)
+    assert right.any()
+
+
+def test_nothing_to_mark_changes_nothing() -> None:
+    image, words = page_with_words()
+    assert np.array_equal(np.asarray(mark_text(image, [], [], [], words=words)), image)
+
+
+def test_a_legend_stands_below_the_image() -> None:
+    image, _ = page_with_words()
+    picture = np.asarray(add_legend(image, [0, 4], ["NAME 3", "TOTAL 1"]))
+    assert picture.shape[1] == 640
+    assert picture.shape[0] > 600
+    assert np.array_equal(picture[:600], image)
+    strip = picture[600:]
+    for index in (0, 4):
+        assert (strip == class_colour(index)).all(-1).sum() >= 100
+    assert not (strip == class_colour(1)).all(-1).any()
+    many = add_legend(image, list(range(30)), [f"menu.sub_price {n}" for n in range(30)])
+    tall = np.asarray(many)[600:]
+    assert tall.shape[0] > 3 * strip.shape[0]  # they go on in further rows
+    for index in range(30):
+        assert (tall == class_colour(index)).all(-1).sum() >= 100
 
 
 def test_contact_sheet_holds_every_image() -> None:

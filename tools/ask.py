@@ -40,7 +40,7 @@ from typing import Any
 from PIL import Image
 
 from zoo.datasets.ocr.files import count_pages, open_pages
-from zoo.datasets.ocr.page import Box, Page
+from zoo.datasets.ocr.page import Page
 from zoo.datasets.ocr.read import NAMES, check_engine, read_pages
 from zoo.datasets.ocr.tesseract import OcrOptions, turned
 from zoo.datasets.picture_files import SUFFIXES, list_files
@@ -49,7 +49,7 @@ from zoo.files import write_json
 from zoo.inference import load_model
 from zoo.models.document.predictor import DocumentReader, Reply
 from zoo.trainer import progress_bar
-from zoo.visualize import draw_boxes
+from zoo.visualize import add_legend, mark_text
 
 SHOWN = 1200  # pixels of the longer side of a page in the report
 
@@ -221,7 +221,7 @@ def table(one: Asked, seconds: float) -> str:
             asked = candidate.question if rank == 0 else ""
             text = candidate.text if candidate.text is not None else f"- ({candidate.reason})"
             page = "" if candidate.page is None else f"p. {candidate.page + 1}"
-            shown = text if len(text) <= room else f"{text[: room - 3]}..."
+            shown = shortened(text, room)
             lines.append(f"  {asked:32.32}  {candidate.confidence:4.0%}  {page:6}  {shown}")
     return "\n".join(lines)
 
@@ -272,21 +272,27 @@ def marked_pages(one: Asked, password: str | None) -> dict[int, Image.Image]:
     marked = {}
     chosen = ",".join(str(n + 1) for n in wanted)
     for item in open_pages(one.path, pages=chosen, password=password):
-        picture = turned(item.image, by_number[item.number].rotation)
+        page = by_number[item.number]
+        picture = turned(item.image, page.rotation)
         own = [r for r in one.replies if r.page == item.number]
-        boxes = [around(box) for reply in own for box in reply.boxes]
+        boxes = [box for reply in own for box in reply.boxes]
         labels = [n for n, reply in enumerate(own) for _ in reply.boxes]
+        # On the page only where there is room beside its words; below it in any case.
         texts = [
-            reply.question[:40] if k == 0 else "" for reply in own for k in range(len(reply.boxes))
+            shortened(r.question, 40) if k == 0 else "" for r in own for k in range(len(r.boxes))
         ]
-        marked[item.number] = draw_boxes(picture, boxes, labels, texts=texts)
+        legend = [
+            f"{shortened(r.question, 60)} {shortened(r.text or '', 60)} ({r.confidence:.0%})"
+            for r in own
+        ]
+        picture = mark_text(picture, boxes, labels, texts, words=page.boxes)
+        marked[item.number] = add_legend(picture, range(len(own)), legend)
     return marked
 
 
-def around(box: Box) -> Box:
-    """A box with room for its frame, so that frame and label cover no letter of the answer."""
-    room = max(3.0, 0.3 * (box[3] - box[1]))
-    return box[0] - room, box[1] - room, box[2] + room, box[3] + room
+def shortened(text: str, most: int) -> str:
+    """``text``, cut where it is longer than ``most`` letters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def report_of(one: Asked, pictures: dict[int, Image.Image]) -> str:

@@ -1,16 +1,25 @@
-"""Find objects in pictures with a trained model.
+"""Find objects in pictures, tag words or classify pages, with a trained model.
 
     python tools/predict.py street.jpg --weights runs/cells
     python tools/predict.py FOLDER --weights runs/cells --out labelled --threshold 0.3
     python tools/predict.py 'photos/**/*.png' --weights facebook/detr-resnet-50 --classes dog,cat
     python tools/predict.py street.jpg --weights runs/cells --attention --points 0.5,0.5 0.2,0.8
+    python tools/predict.py form.pdf --weights runs/forms --pages 1-3
+    python tools/predict.py FOLDER 'inbox/*.pdf' --weights runs/receipts --language deu
     torchrun --nproc-per-node 8 tools/predict.py FOLDER --weights runs/r50 --no-pictures
 
-Writes predictions.json (COCO's format: images, annotations with scores, categories), pictures/ with
-the boxes drawn in, and with --attention also attention/: where the decoder looked for each object,
-and where the encoder looked from the middle of each (or from --points, in parts of width and
-height). Folders are searched for pictures with all their subfolders. Under torchrun the processes
-share the files out; they have to see the same file system.
+Which of these, the model decides. A detector writes predictions.json (COCO's format: images,
+annotations with scores, categories), pictures/ with the boxes drawn in, and with --attention also
+attention/: where the decoder looked for each object, and where the encoder looked from the middle
+of each (or from --points, in parts of width and height).
+
+A model of documents that was trained with model.task=ser (a tag for each word) or
+model.task=classify (a class for each page) takes pictures and PDFs; it writes predictions.json (of
+each file and page the words with boxes, tags and entities, or class and scores) and pictures/ with
+the entities or the class marked. Models that answer questions are used with tools/ask.py.
+
+Folders are searched with all their subfolders. Under torchrun the processes share the files out;
+they have to see the same file system.
 
 Exit status: 0 done; 1 done, but some files could not be read (they are named, counted, and listed
 in failed.txt); 2 something in the input is wrong.
@@ -19,16 +28,15 @@ in failed.txt); 2 something in the input is wrong.
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import logging
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -37,14 +45,31 @@ from tqdm import tqdm
 import zoo
 from zoo import distributed
 from zoo.datasets.images import read_image
-from zoo.datasets.picture_files import SUFFIXES, list_files
+from zoo.datasets.ocr.read import NAMES
+from zoo.datasets.ocr.tesseract import OcrOptions
+from zoo.datasets.picture_files import SUFFIXES
 from zoo.errors import ZooError
 from zoo.inference import load_model
 from zoo.models.detr.detector import AttentionMaps, Detection, Detector, Seen, prefetch
+from zoo.models.document.predictor import DocumentReader
+from zoo.tools.predict_documents import DocumentJob
+from zoo.tools.predict_files import (
+    Files,
+    Job,
+    check_given,
+    clear,
+    machine,
+    note_failure,
+    on_main,
+    read_parts,
+    save,
+    settle,
+    wait_for_parts,
+    write_part,
+    write_results,
+)
 from zoo.trainer import progress_bar
 from zoo.visualize import contact_sheet, draw_boxes, mark_point, overlay_heat
-
-Out = TypeVar("Out")
 
 LOOKED_AT = 8  # objects of a picture whose attention is drawn
 SHOWN = 3  # up to so many pictures, the objects are printed
@@ -58,6 +83,11 @@ class Record(NamedTuple):
     objects: list[Detection]
     reason: str = ""
 
+    def plain(self) -> Sequence[Any]:
+        """For JSON."""
+        objects = [(d.box, d.class_id, d.label, d.score) for d in self.objects]
+        return self.number, self.size, objects, self.reason
+
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
@@ -66,27 +96,41 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|GLOB")
+    p.add_argument("files", nargs="+", metavar="FILE|FOLDER|GLOB")
     p.add_argument("--weights", required=True, metavar="RUN|NAME|FILE|URL|HUB-ID")
     p.add_argument("--out", type=Path, metavar="DIR", help="default: runs/predictions_N, a new one")
-    p.add_argument(
-        "--threshold", type=float, default=0.5, metavar="P", help="least score (default: 0.5)"
-    )
-    p.add_argument("--classes", metavar="A,B", help="names of the classes to keep; default: all")
-    p.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
-    p.add_argument(
-        "--max-detections", type=int, default=100, metavar="N", help="a picture (default: 100)"
-    )
-    p.add_argument("--attention", action="store_true", help="draw where the model looked")
-    p.add_argument(
-        "--points", nargs="+", type=point, metavar="X,Y",
-        help="draw the encoder's attention from here (parts of width and height, 0..1)",
-    )  # fmt: skip
     p.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument(
         "--float32", action="store_true", help="no bfloat16, also where the hardware has it"
     )
+    g = p.add_argument_group("for models that find objects")
+    g.add_argument(
+        "--threshold", type=float, default=0.5, metavar="P", help="least score (default: 0.5)"
+    )
+    g.add_argument("--classes", metavar="A,B", help="names of the classes to keep; default: all")
+    g.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
+    g.add_argument(
+        "--max-detections", type=int, default=100, metavar="N", help="a picture (default: 100)"
+    )
+    g.add_argument("--attention", action="store_true", help="draw where the model looked")
+    g.add_argument(
+        "--points", nargs="+", type=point, metavar="X,Y",
+        help="draw the encoder's attention from here (parts of width and height, 0..1)",
+    )  # fmt: skip
+    g = p.add_argument_group("for models that read documents")
+    g.add_argument("--pages", metavar="1-3,7", help="of every file; default: all")
+    g.add_argument("--password", help="of locked PDFs")
+    g.add_argument(
+        "--engine", default="tesseract", metavar="NAME",
+        help=f"where the words of pictures come from: {', '.join(NAMES)} (default: %(default)s)",
+    )  # fmt: skip
+    g.add_argument("--language", default="eng", help="of the pages (default: %(default)s)")
+    g.add_argument(
+        "--timeout", type=float, default=OcrOptions().timeout, metavar="SECONDS",
+        help="for Tesseract to read a page (default: %(default)g)",
+    )  # fmt: skip
+    g.add_argument("--no-ocr-cache", action="store_true", help="read every page anew")
     return p
 
 
@@ -116,95 +160,90 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Predict on all files; returns the exit status."""
     distributed.init(args.device)
-    # What the first process finds counts for all: files may come and go in the meantime.
-    out, root, paths = on_main(settle, args)
+    on_main(check_given, args)
     model = load_model(args.weights, device=args.device, fast=not args.float32)
-    if not isinstance(model, Detector):
-        raise ZooError(f"{args.weights} is {model.spec.name}, which does not find objects")
-    on_main(clear, out)
+    kind = job_of(model, args)
+    # What the first process finds counts for all: files may come and go in the meantime.
+    files = on_main(settle, args, kind.suffixes, kind.noun)
+    job: Job = kind(args, model, files)
+    on_main(clear, files.out)
     if distributed.is_main():
-        say_first_line(args, model, paths, out)
+        job.say_first_line()
     rank, world = distributed.rank(), distributed.world_size()
     began = time.monotonic()
-    run = Run(args, model, out, root, paths)
-    write_part(out, rank, run.records(range(rank, len(paths), world)))
+    write_part(files.out, rank, job.records(range(rank, len(files.paths), world)))
     if not distributed.is_main():
         return 0  # the first process says how it went, for all
-    parts = wait_for_parts(out, world)
-    counts, failed = merge(parts, out, root, paths, args, model)
-    if len(paths) <= SHOWN:
-        say_objects(parts, paths)
+    parts = wait_for_parts(files.out, world)
+    failed = job.finish(parts, began)
     for part in parts:
         part.unlink()
-    seconds = max(time.monotonic() - began, 1e-9)
-    say_summary(out, len(paths), counts, failed, seconds, run)
     return 1 if failed else 0
 
 
-def on_main(work: Callable[..., Out], *args: Any) -> Out:
-    """The result of ``work`` in the first process, in all; so is the ZooError that it raises."""
-    result: Any = None
-    if distributed.is_main():
-        try:
-            result = work(*args)
-        except ZooError as error:
-            result = error
-    result = distributed.broadcast(result)
-    if isinstance(result, ZooError):
-        raise result
-    return result
+def job_of(model: Any, args: argparse.Namespace) -> type[PictureJob] | type[DocumentJob]:
+    """Who predicts with a model of this kind.
 
-
-# -- files -------------------------------------------------------------------------------------
-
-
-def settle(args: argparse.Namespace) -> tuple[Path, Path, list[str]]:
-    """The output folder, what all files have in common, and the files relative to it."""
-    out = args.out
-    if out is None:
-        number = 1
-        while (out := Path("runs") / f"predictions_{number}").exists():
-            number += 1
-    files = list(dict.fromkeys(os.path.abspath(f) for f in list_files(args.pictures, out)))
-    if not files:
+    Raises :class:`ZooError` for a model that is used with another tool, and for flags that are not
+    for this kind of model.
+    """
+    kinds = ((Detector, PictureJob), (DocumentReader, DocumentJob))
+    kind: Any = next((job for own, job in kinds if isinstance(model, own)), None)
+    if kind is None:
         raise ZooError(
-            f"there is no picture in {', '.join(args.pictures)} (looked for "
-            f"{' '.join(sorted(SUFFIXES))}); give other files or folders"
+            f"{args.weights} is {model.spec.name}, which does not find objects, tag words or "
+            "classify pages"
         )
-    try:
-        root = os.path.commonpath([os.path.dirname(f) for f in files])
-    except ValueError:
-        raise ZooError("the pictures lie on several drives; run once for each") from None
-    return out, Path(root), [os.path.relpath(f, root) for f in files]
-
-
-def clear(out: Path) -> None:
-    """Make the output folder, without what an earlier run left for later."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for stale in [*out.glob(".part_*.jsonl*"), out / "failed.txt"]:
-            stale.unlink(missing_ok=True)
-    except OSError as error:
-        raise ZooError(f"{out} can't be written ({error.strerror}); give another --out") from None
+    if isinstance(model, DocumentReader) and model.task == "qa":
+        raise ZooError(
+            f"{args.weights} is {model.spec.name}, which answers questions; ask it with "
+            'tools/ask.py FILE "What is the total?" --weights ' + str(args.weights)
+        )
+    usual = parser()
+    for name in kind.foreign:
+        if getattr(args, name) != usual.get_default(name):
+            raise ZooError(
+                f"--{name.replace('_', '-')} is not for {args.weights} ({model.spec.name}); see "
+                "--help for the flags of each kind of model"
+            )
+    return kind
 
 
 # -- work --------------------------------------------------------------------------------------
 
 
-class Run:
-    """Predicting one process's share of the files, drawing included."""
+class PictureJob:
+    """Finding the objects of one process's share of the files, drawing included."""
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        model: Detector,
-        out: Path,
-        root: Path,
-        paths: Sequence[str],
-    ) -> None:
-        self.args, self.model, self.out, self.root, self.paths = args, model, out, root, paths
+    suffixes = SUFFIXES
+    noun = "picture"
+    foreign = ("pages", "password", "engine", "language", "timeout", "no_ocr_cache")
+
+    def __init__(self, args: argparse.Namespace, model: Detector, files: Files) -> None:
+        self.args, self.model = args, model
+        self.out, self.root, self.paths = files
         self.attends = (args.attention or bool(args.points)) and not args.no_pictures
         self.draws = not args.no_pictures
+
+    def say_first_line(self) -> None:
+        """Model, parameters, data, device and output folder, before anything takes long."""
+        model = self.model
+        count = sum(p.numel() for p in model.model.parameters())
+        print(
+            f"model {model.spec.name} of {self.args.weights}, {count / 1e6:.2f} M parameters, "
+            f"{len(model.class_names)} classes | {len(self.paths)} pictures | "
+            f"{machine(model.device, model.autocast)} | output {self.out}",
+            flush=True,
+        )
+
+    def finish(self, parts: Sequence[Path], began: float) -> int:
+        """Write the results of all parts and say what was found; the number of failed files."""
+        counts, failed = merge(parts, self.out, self.root, self.paths, self.args, self.model)
+        if len(self.paths) <= SHOWN:
+            say_objects(parts, self.paths)
+        seconds = max(time.monotonic() - began, 1e-9)
+        say_summary(self.out, len(self.paths), counts, failed, seconds, self)
+        return failed
 
     def records(self, share: Sequence[int]) -> Iterator[Record]:
         """One record a file; files are read and pictures drawn while the model works."""
@@ -300,61 +339,7 @@ def attention_sheet(
     return contact_sheet(tiles, columns=min(columns, LOOKED_AT), titles=titles)
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Write a JPEG; raises :class:`ZooError` where that can't be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=90)
-    except OSError as error:
-        raise ZooError(
-            f"{path} can't be written ({error.strerror}); free space or give another --out"
-        ) from None
-
-
 # -- results -----------------------------------------------------------------------------------
-
-
-def write_part(out: Path, rank: int, records: Iterable[Record]) -> None:
-    """One process's records, one a line, under their final name when all are there."""
-    path = part_of(out, rank)
-    fresh = path.with_suffix(".jsonl.new")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            for record in records:
-                objects = [(d.box, d.class_id, d.label, d.score) for d in record.objects]
-                plain = (record.number, record.size, objects, record.reason)
-                file.write(json.dumps(plain) + "\n")
-        fresh.rename(path)
-    except OSError as error:
-        raise ZooError(
-            f"{fresh} can't be written ({error.strerror}); free space or give another --out"
-        ) from None
-
-
-def part_of(out: Path, rank: int) -> Path:
-    """The file of a process's records."""
-    return out / f".part_{rank}.jsonl"
-
-
-def wait_for_parts(out: Path, world: int) -> list[Path]:
-    """The files of all processes, when they are complete.
-
-    By looking and not by a collective, which gives up when one process is ahead by many minutes.
-    """
-    parts = [part_of(out, rank) for rank in range(world)]
-    while not all(part.exists() for part in parts):
-        time.sleep(0.2)
-    return parts
-
-
-def read_parts(parts: Sequence[Path]) -> Iterator[list[Any]]:
-    """All processes' records in the order of the files, a line of each in memory."""
-
-    def lines(part: Path) -> Iterator[list[Any]]:
-        with part.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-
-    return heapq.merge(*map(lines, parts), key=lambda record: record[0])
 
 
 def merge(
@@ -382,69 +367,48 @@ def merge(
         {"id": number, "name": name}
         for number, name in zip(model.class_ids, model.class_names, strict=True)
     ]
-    path, fresh = out / "predictions.json", out / ".predictions.json.new"
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(f'{{"info": {json.dumps(info)},\n"images": [')
-            separator = "\n"
-            for number, size, _, reason in read_parts(parts):
-                if size is None:
-                    failed += 1
-                    with (out / "failed.txt").open("ab") as failures:
-                        failures.write(os.fsencode(f"{root / paths[number]}\t{reason}\n"))
-                    continue
-                image = {
-                    "id": number + 1,
-                    "file_name": Path(paths[number]).as_posix(),
-                    "height": size[0],
-                    "width": size[1],
+
+    def write(file: IO[str]) -> None:
+        nonlocal failed
+        file.write(f'{{"info": {json.dumps(info)},\n"images": [')
+        separator = "\n"
+        for number, size, _, reason in read_parts(parts):
+            if size is None:
+                failed += 1
+                note_failure(out, root / paths[number], reason)
+                continue
+            image = {
+                "id": number + 1,
+                "file_name": Path(paths[number]).as_posix(),
+                "height": size[0],
+                "width": size[1],
+            }
+            file.write(separator + json.dumps(image))
+            separator = ",\n"
+        file.write('],\n"annotations": [')
+        separator, total = "\n", 0
+        for number, _, objects, _ in read_parts(parts):
+            for (x1, y1, x2, y2), class_id, label, score in objects:
+                total += 1
+                counts[label] += 1
+                annotation = {
+                    "id": total,
+                    "image_id": number + 1,
+                    "category_id": class_id,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "score": score,
                 }
-                file.write(separator + json.dumps(image))
+                file.write(separator + json.dumps(annotation))
                 separator = ",\n"
-            file.write('],\n"annotations": [')
-            separator, total = "\n", 0
-            for number, _, objects, _ in read_parts(parts):
-                for (x1, y1, x2, y2), class_id, label, score in objects:
-                    total += 1
-                    counts[label] += 1
-                    annotation = {
-                        "id": total,
-                        "image_id": number + 1,
-                        "category_id": class_id,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
-                        "score": score,
-                    }
-                    file.write(separator + json.dumps(annotation))
-                    separator = ",\n"
-            file.write(f'],\n"categories": {json.dumps(categories)}}}\n')
-        fresh.replace(path)
-    except OSError as error:
-        raise ZooError(
-            f"{path} can't be written ({error.strerror}); free space or give another --out"
-        ) from None
+        file.write(f'],\n"categories": {json.dumps(categories)}}}\n')
+
+    write_results(out / "predictions.json", write)
     return counts, failed
 
 
 # -- what is said ------------------------------------------------------------------------------
-
-
-def say_first_line(
-    args: argparse.Namespace, model: Detector, paths: Sequence[str], out: Path
-) -> None:
-    """Model, parameters, data, device and output folder, before anything takes long."""
-    count = sum(p.numel() for p in model.model.parameters())
-    world = distributed.world_size()
-    where = str(model.device) + f" x {world}" * (world > 1)
-    if model.device.type == "cpu":
-        where += f" ({torch.get_num_threads()} threads)"
-    print(
-        f"model {model.spec.name} of {args.weights}, {count / 1e6:.2f} M parameters, "
-        f"{len(model.class_names)} classes | {len(paths)} pictures | device {where}, "
-        f"{'bf16' if model.autocast else 'float32'} | output {out}",
-        flush=True,
-    )
 
 
 def say_objects(parts: Sequence[Path], paths: Sequence[str]) -> None:
@@ -456,7 +420,7 @@ def say_objects(parts: Sequence[Path], paths: Sequence[str]) -> None:
 
 
 def say_summary(
-    out: Path, total: int, counts: Counter[str], failed: int, seconds: float, run: Run
+    out: Path, total: int, counts: Counter[str], failed: int, seconds: float, run: PictureJob
 ) -> None:
     """What was found and where it is."""
     objects = ", ".join(f"{name} {n}" for name, n in counts.most_common(8))

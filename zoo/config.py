@@ -63,6 +63,9 @@ class OptimSection:
 
     lr: float = 1e-4
     backbone_lr: float = 1e-5  # of parameters whose name begins with "backbone."
+    # By the beginning of parameters' names, what the rate is multiplied by: for parts that begin
+    # at zero beside parts that were trained before.
+    rates: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 1e-4
     decay_norms: bool = True  # whether biases and norms decay too (DETR's do)
     betas: tuple[float, float] = (0.9, 0.999)

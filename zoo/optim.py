@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from zoo.config import OptimSection
-from zoo.errors import ZooError
+from zoo.errors import ZooError, nearest
 
 BACKBONE = "backbone."
 
@@ -20,14 +20,23 @@ def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, 
     """The trainable parameters in groups by rate (backbone or not) and by decay.
 
     DETR decays everything (``decay_norms``); otherwise biases and all other parameters of one
-    dimension are left out. Each group holds ``base_lr``, the rate at the schedule's 1.0.
-    Raises :class:`ZooError` where nothing is trainable.
+    dimension are left out. Each group holds ``base_lr``, the rate at the schedule's 1.0, times
+    what ``rates`` has for its beginning of the name. Raises :class:`ZooError` where nothing is
+    trainable, and where a key of ``rates`` is no parameter's.
     """
+    names = [name for name, _ in model.named_parameters()]
+    for start in section.rates:
+        if not any(name.startswith(start) for name in names):
+            raise ZooError(
+                f"optim.rates has '{start}', and no parameter of the model begins so; "
+                f"{nearest(start, names)}"
+            )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = section.backbone_lr if name.startswith(BACKBONE) else section.lr
+        lr *= math.prod(r for start, r in section.rates.items() if name.startswith(start))
         decays = section.decay_norms or parameter.ndim > 1
         groups.setdefault((lr, section.weight_decay if decays else 0.0), []).append(parameter)
     if not groups:

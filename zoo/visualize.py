@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from zoo.errors import ZooError
@@ -194,6 +194,85 @@ def _label(
     y = box[1] - height if box[1] >= height else min(box[1], size[1] - height)
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     pen.text((x + pad - left, y + pad - top), text, fill=_ink(colour), font=font)
+
+
+def mark_text(
+    image: Picture,
+    boxes: ArrayLike | Tensor,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    *,
+    words: ArrayLike | Tensor = (),
+) -> Image.Image:
+    """A page with places in its text marked, all of which stays readable.
+
+    ``boxes`` [M, 4] are xyxy in pixels, ``labels`` [M] choose their colours. ``texts`` [M] are
+    written small beside their boxes, if there is room that is none of ``words`` [N, 4], no other
+    box and no other text; where there is none they are left out (and so are empty ones).
+    """
+    picture = as_pil(image)
+    corners, taken = _array(boxes).reshape(-1, 4), _array(words).reshape(-1, 4)
+    scale = _scale(picture.size)
+    gap, font = 1.5 * scale, _font(7 * scale)
+    # As with a marker: the paper takes the colour, the ink stays.
+    tint = Image.new("RGB", picture.size, "white")
+    pen = ImageDraw.Draw(tint)
+    for box, label in zip(corners, labels, strict=True):
+        pale = _blend(class_colour(label), 0.3)
+        pen.rectangle(_inside(box + gap * np.array([-1, -1, 1, 1]), picture.size), fill=pale)
+    picture = ImageChops.multiply(picture, tint)
+    pen = ImageDraw.Draw(picture)
+    taken = np.concatenate([taken, corners])
+    for box, label, text in zip(corners, labels, texts, strict=True):
+        x1, y1, x2, y2 = box.tolist()
+        width, height = font.getlength(text) + 2 * gap, 9 * scale
+        middle = (y1 + y2 - height) / 2
+        above, below = y1 - gap - height, y2 + gap
+        for x, y in ((x2 + gap, middle), (x1, above), (x1, below), (x1 - gap - width, middle)):
+            plate = np.array([x, y, x + width, y + height])
+            inside = x >= 0 and y >= 0 and plate[2] < picture.width and plate[3] < picture.height
+            free = (np.minimum(taken[:, 2:], plate[2:]) <= np.maximum(taken[:, :2], plate[:2])).any(
+                1
+            )
+            if text and inside and free.all():
+                colour = class_colour(label)
+                pen.rectangle(plate.tolist(), fill=colour)
+                pen.text((x + gap, y + height / 2), text, fill=_ink(colour), font=font, anchor="lm")
+                taken = np.concatenate([taken, plate[None]])
+                break
+    return picture
+
+
+def add_legend(image: Picture, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
+    """The image, unchanged, with a strip below it that says in ``texts`` what colours mean."""
+    picture = as_pil(image)
+    scale = _scale(picture.size)
+    size, font = 12 * scale, _font(12 * scale)
+    rows: list[list[tuple[int, str, float]]] = [[]]
+    x = size
+    for label, text in zip(labels, texts, strict=True):
+        width = font.getlength(text) + 3 * size
+        if rows[-1] and x + width > picture.width:
+            rows.append([])
+            x = size
+        rows[-1].append((label, text, x))
+        x += width
+    strip = math.ceil((1.6 * len(rows) + 0.6) * size)
+    whole = Image.new("RGB", (picture.width, picture.height + strip), "white")
+    whole.paste(picture)
+    pen = ImageDraw.Draw(whole)
+    for n, row in enumerate(rows):
+        y = picture.height + (1.6 * n + 0.6) * size
+        for label, text, x in row:
+            pen.rectangle((x, y, x + size, y + size), fill=class_colour(label))
+            pen.text((x + 1.4 * size, y + size / 2), text, fill="black", font=font, anchor="lm")
+    return whole
+
+
+def _blend(colour: Colour, share: float) -> Colour:
+    """A colour with white, of which ``share`` 0..1 is the colour."""
+    red, green, blue = (round(255 + (c - 255) * share) for c in colour)
+    return red, green, blue
 
 
 def contact_sheet(

@@ -13,7 +13,7 @@ import zoo
 from zoo.datasets.coco_results import Truth
 from zoo.errors import ZooError
 from zoo.models.detr.detector import Detection
-from zoo.tools import predict
+from zoo.tools import predict, predict_files
 from zoo.tools.predict import Record, main, merge, read_parts, write_part
 
 Make = Callable[..., Path]
@@ -291,7 +291,7 @@ def test_the_parts_of_several_processes_become_one_file(make_run: Make, tmp_path
 
     for rank in range(3):
         write_part(tmp_path, rank, (record(n) for n in range(rank, 7, 3)))
-    parts = [predict.part_of(tmp_path, rank) for rank in range(3)]
+    parts = [predict_files.part_of(tmp_path, rank) for rank in range(3)]
     assert [r[0] for r in read_parts(parts)] == list(range(7))
     args = predict.parser().parse_args(["x", "--weights", "run"])
     counts, failed = merge(parts, tmp_path, Path("/photos"), paths, args, model)
