@@ -19,6 +19,7 @@ from PIL import Image
 from rows import Row, Work, alternate, compare, require, shown
 from torch import Tensor, nn
 
+from zoo.inference import prepare
 from zoo.models.document.config import LayoutConfig
 from zoo.models.document.keys import LAYOUTS, fit
 from zoo.models.document.layoutlm import layoutlm_base
@@ -90,7 +91,7 @@ def rows_of(lengths: list[int]) -> dict[str, Tensor]:
 def encoder(quick: bool, lengths: list[int], half: bool, target: float) -> Row:
     """LayoutLMv3-base in inference, at 196 patches and a class token beside the text."""
     theirs, model = layoutlmv3_sides(quick)
-    theirs, model = theirs.eval(), model.eval()
+    theirs, model = theirs.eval(), prepare(model, half=half)
     given = rows_of([min(n, 24) for n in lengths] if quick else lengths)
     mask, length = given["attention_mask"], given["input_ids"].shape[1]
     their_given = {**given, "attention_mask": mask.long()}

@@ -96,7 +96,7 @@ def inference(quick: bool, half: bool) -> Row:
         sharpen(theirs)  # there is a threshold of 0.5 to be above
     layers = {"encoder_layers": 1, "decoder_layers": 1} if quick else {}
     _, model = ours(theirs, **layers)
-    prepare(model, CPU).to(memory_format=torch.channels_last)
+    prepare(model, half=half).to(memory_format=torch.channels_last)
     packed = pixels.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

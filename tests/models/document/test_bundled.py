@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import zoo
+from zoo import inference
 from zoo.config import to_plain
 from zoo.datasets.anls import question_anls
 from zoo.datasets.ocr.page import Page
@@ -68,6 +69,21 @@ def test_real_receipts_without_any_training(shared_data, tmp_path) -> None:
 @pytest.fixture(scope="module")
 def reader():
     return zoo.load_model("doc_nano", device="cpu", fast=False)
+
+
+def test_fast_answers_are_the_exact_ones(reader, monkeypatch) -> None:
+    """In bfloat16, with the layers' matrices in it for good; the head stays as it is."""
+    monkeypatch.setattr(inference, "has_bfloat16", lambda device: True)
+    fast = zoo.load_model("doc_nano", device="cpu")
+    kinds = {n: p.dtype for n, p in fast.model.named_parameters()}
+    assert kinds["encoder.layers.0.linear1.weight"] == torch.bfloat16
+    assert kinds["encoder.layers.0.norm1.weight"] == torch.float32
+    assert kinds["head.spans.weight"] == torch.float32
+    page = receipt(2_000_000_000)
+    asked = ["What is the date?", "What is the total?"]
+    for exact, quick in zip(reader.ask(page, asked), fast.ask(page, asked), strict=True):
+        assert quick.text == exact.text
+        assert quick.confidence == pytest.approx(exact.confidence, abs=0.1)
 
 
 def receipt(index: int) -> Page:
