@@ -34,7 +34,7 @@ from zoo.datasets.page_pictures import picture_of
 from zoo.datasets.questions import Asked, Corpus, QuestionAugment, QuestionRows, QuestionSet
 from zoo.datasets.spans import OcrSurvey, survey
 from zoo.datasets.tagged import LabelledRows, TaggedRows
-from zoo.datasets.tokens import load_tokenizer
+from zoo.datasets.tokens import BUNDLED, load_tokenizer, tokenizer_file
 from zoo.datasets.windows import EncodingConfig, padding_rules
 from zoo.errors import ZooError
 from zoo.files import write_json
@@ -146,9 +146,14 @@ class ReportedLabels(LabelEvaluator):
 
 
 def _common(task: str, encoding: EncodingConfig) -> dict[str, Any]:
+    plain, files = to_plain(encoding), {}
+    if encoding.tokenizer not in BUNDLED:  # a run is whole without the folder that it came from
+        files["tokenizer.json"] = tokenizer_file(encoding.tokenizer)
+        plain["tokenizer"] = "checkpoint:tokenizer.json"
     return {
+        "files": files,
         "collate": Collate(padding_rules(load_tokenizer(encoding.tokenizer), encoding)),
-        "preprocess": {"task": task, "encoding": to_plain(encoding)},
+        "preprocess": {"task": task, "encoding": plain},
     }
 
 

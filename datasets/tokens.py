@@ -88,6 +88,12 @@ class WordTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def tokenizer_file(source: str) -> Path:
+    """The ``tokenizer.json`` that ``source`` means, whether it is there or not."""
+    path = ASSETS / source if source in BUNDLED else Path(source).expanduser()
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
 @cache
 def load_tokenizer(source: str) -> WordTokenizer:
     """The tokenizer of a bundled name, of a ``tokenizer.json`` or of the folder that holds one.
@@ -101,10 +107,9 @@ def load_tokenizer(source: str) -> WordTokenizer:
             "this model's words are of the vocabulary that was published with its weights; give "
             "the folder that holds its tokenizer.json (data.encoding.tokenizer=FOLDER)"
         )
-    path = ASSETS / source if source in BUNDLED else Path(source).expanduser()
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = tokenizer_file(source)
     if not file.is_file():
-        what = f"{file} is missing" if path.is_dir() else f"there is no tokenizer {source}"
+        what = f"{file} is missing" if Path(source).is_dir() else f"there is no tokenizer {source}"
         raise ZooError(
             f"{what}; give a tokenizer.json, a folder that holds one, or a bundled name "
             f"({nearest(source, BUNDLED)})"

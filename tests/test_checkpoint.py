@@ -154,3 +154,9 @@ def test_broken_and_missing_checkpoints(tmp_path):
     (folder / "model.json").write_text("{")
     with pytest.raises(ZooError, match=r"model\.json is broken"):
         checkpoint.load_card(folder)
+
+
+def test_names_of_files_mean_those_beside_the_weights_only(tmp_path) -> None:
+    given = {"a": "checkpoint:x.json", "b": ["checkpoint:../../etc/x", "y"], "c": 3}
+    found = checkpoint.resolved(given, tmp_path)
+    assert found == {"a": str(tmp_path / "x.json"), "b": [str(tmp_path / "x"), "y"], "c": 3}

@@ -19,7 +19,7 @@ from pathlib import Path
 from zoo import checkpoint
 from zoo.errors import ZooError
 from zoo.quantize import pack
-from zoo.weights import load
+from zoo.weights import load, locate, own_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +57,10 @@ def export(source: str, out: Path, dtype: str) -> int:
         state = pack(state)
     elif dtype == "float16":
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    checkpoint.save(out, card=replace(loaded.card, metrics=None), weights=state)
+    own = own_checkpoint(locate(source))
+    assert own is not None  # it has a card
+    files, card = checkpoint.extra_files(own), checkpoint.load_card(own)
+    checkpoint.save(out, card=replace(card, metrics=None), weights=state, files=files)
     return (out / checkpoint.WEIGHTS).stat().st_size
 
 

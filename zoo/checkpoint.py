@@ -28,6 +28,7 @@ from zoo.quantize import unpack
 
 FORMAT = 1
 WEIGHTS, CARD, TRAINER = "model.safetensors", "model.json", "trainer.pt"
+OWN_FILE = "checkpoint:"  # before the name of a file that lies beside the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,12 @@ def save(
     card: Card,
     weights: Mapping[str, Tensor],
     trainer: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a checkpoint so that ``folder`` is at any moment the old one or the new one.
 
-    Raises :class:`ZooError` where the disk is full or the folder can't be written; what stood
-    there before stays.
+    ``files`` are copied into it under the names given. Raises :class:`ZooError` where the disk is
+    full or the folder can't be written; what stood there before stays.
     """
 
     def fill(fresh: Path) -> None:
@@ -83,6 +85,8 @@ def save(
         (fresh / CARD).write_text(card.to_json(), encoding="utf-8")
         if trainer is not None:
             torch.save(dict(trainer), fresh / TRAINER)
+        for name, path in (files or {}).items():
+            shutil.copyfile(path, fresh / name)
 
     _replace(folder, fill)
 
@@ -91,8 +95,9 @@ def publish(folder: Path, to: Path) -> None:
     """Copy a checkpoint without what only a resumed run needs; as safe as :func:`save`."""
 
     def fill(fresh: Path) -> None:
-        for name in (WEIGHTS, CARD):
-            shutil.copyfile(folder / name, fresh / name)
+        for path in folder.iterdir():
+            if path.name != TRAINER:
+                shutil.copyfile(path, fresh / path.name)
 
     _replace(to, fill)
 
@@ -144,6 +149,24 @@ def settle(folder: Path) -> None:
 def exists(folder: Path) -> bool:
     """Whether there is a checkpoint (also one that a kill left under its spare name)."""
     return (folder / CARD).is_file() or (_beside(folder, "old") / CARD).is_file()
+
+
+def extra_files(folder: Path) -> dict[str, Path]:
+    """The files of a checkpoint that came along with its preprocessing, by name."""
+    own = (WEIGHTS, CARD, TRAINER)
+    return {p.name: p for p in _located(folder).iterdir() if p.is_file() and p.name not in own}
+
+
+def resolved(values: Any, folder: Path) -> Any:
+    """Plain values with every ``checkpoint:NAME`` as the path of that file of ``folder``."""
+    if isinstance(values, Mapping):
+        return {key: resolved(value, folder) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [resolved(value, folder) for value in values]
+    if isinstance(values, str) and values.startswith(OWN_FILE):
+        # A name only: nothing outside of the folder is meant by it.
+        return str(_located(folder) / Path(values.removeprefix(OWN_FILE)).name)
+    return values
 
 
 def _located(folder: Path) -> Path:

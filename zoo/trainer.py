@@ -415,7 +415,8 @@ class Trainer:
             return
         weights = (self.average.model if self.average is not None else self.model).state_dict()
         card = self.card(metrics)
-        checkpoint.save(self.out / name, card=card, weights=weights, trainer=state)
+        files = self.source.files
+        checkpoint.save(self.out / name, card=card, weights=weights, trainer=state, files=files)
 
     def card(self, metrics: Mapping[str, float] | None = None) -> Card:
         """What the checkpoint says of itself."""

@@ -173,8 +173,10 @@ class DataSource:
     ``class_ids`` are the data set's own category ids in the order of ``class_names``: index in
     the model <-> id in files <-> name. ``better`` names the metric that "best" means.
     ``preprocess`` is what prediction has to repeat of the evaluation's preprocessing (plain JSON
-    values; it travels in the checkpoint). ``overfit(n)`` is a source whose two sets are the same
-    first n training samples without augmentation: the self-check of a new data set.
+    values; it travels in the checkpoint). ``files`` go along with it under the names given, and
+    ``checkpoint:NAME`` stands for them in ``preprocess``. ``overfit(n)`` is a source whose two
+    sets are the same first n training samples without augmentation: the self-check of a new data
+    set.
     """
 
     name: str
@@ -186,6 +188,7 @@ class DataSource:
     class_ids: tuple[int, ...]
     better: str = "AP"
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
     overfit: Callable[[int], DataSource] | None = None
 
     def __post_init__(self) -> None:

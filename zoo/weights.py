@@ -14,7 +14,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -110,6 +110,7 @@ def load(source: str | Path, layouts: Sequence[KeyLayout] = ()) -> Loaded:
     own = own_checkpoint(path)
     if own is not None:
         card = checkpoint.load_card(own)
+        card = replace(card, preprocess=checkpoint.resolved(card.preprocess, own))
         state = checkpoint.load_weights(own)
         return Loaded(
             state=state,

@@ -12,8 +12,9 @@ import zoo
 from zoo.datasets.ocr.page import Page
 from zoo.datasets.page_pictures import HeldPicture
 from zoo.datasets.papers.document import draw_document, paint
+from zoo.datasets.tokens import ASSETS
 from zoo.log import read_log
-from zoo.tools import evaluate, train
+from zoo.tools import evaluate, export, train
 
 TINY = [
     "model.dim=24", "model.num_heads=4", "model.num_layers=1", "model.ffn_dim=32",
@@ -94,3 +95,25 @@ def _painted(drawn) -> Page:
 
 def _has_tesseract() -> bool:
     return shutil.which("tesseract") is not None
+
+
+def test_a_run_is_whole_without_the_folder_of_its_tokenizer(tmp_path) -> None:
+    """It comes along into the checkpoint, and from there into what is published of it."""
+    folder, own = write_folder(tmp_path / "own"), tmp_path / "words"
+    own.mkdir()
+    shutil.copy(ASSETS / "bert_uncased" / "tokenizer.json", own)
+    out = tmp_path / "run"
+    arguments = ["--model", "layoutlmv3_base", "--data", str(folder), "--out", str(out)]
+    small = [*TINY, *V3, f"data.encoding.tokenizer={own}"]
+    assert train.main([*arguments, *small]) == 0
+    assert export.main([str(out), str(tmp_path / "published")]) == 0
+    shutil.rmtree(own)
+    for source in (out, tmp_path / "published"):
+        reader = zoo.load_model(source, device="cpu")
+        assert reader.tokenizer.text("total")
+        assert Path(reader.encoding.tokenizer).name == "tokenizer.json"
+        assert source in Path(reader.encoding.tokenizer).parents
+        assert evaluate.main(["--weights", str(source), "--data", str(folder)]) == 0
+    assert (out / "best" / "tokenizer.json").is_file()
+    shutil.move(out, tmp_path / "moved")
+    assert zoo.load_model(tmp_path / "moved", device="cpu").tokenizer.text("total")
