@@ -164,7 +164,7 @@ class Detr(nn.Module):
         memory = self.input_proj(features).flatten(2).transpose(1, 2).to(pos.dtype)
         allowed = None if known_unpadded(pixel_mask, mask) else mask.flatten(1)[:, None, None]
         memory = self.encoder(memory, pos, allowed)
-        query_pos = self.query_embed.weight.expand(len(memory), -1, -1)
+        query_pos = self.query_embed.weight.expand(memory.shape[0], -1, -1)
         every = self.training and self.config.aux_loss
         states = self.decoder(memory, pos, query_pos, allowed, every)
         return self.heads(states)
