@@ -33,7 +33,7 @@ from zoo.models.layers.backbone import Backbone, build_backbone, known_unpadded
 from zoo.models.layers.position import LearnedPosition, sine_position
 from zoo.models.layers.transformer import MLP, DecoderLayer, EncoderLayer, PromptSlot, init_xavier
 from zoo.registry import ModelSpec, register_model
-from zoo.types import Criterion, Postprocess
+from zoo.types import Postprocess
 from zoo.weights import KeyLayout, State, Weights
 
 
@@ -159,15 +159,23 @@ class Detr(nn.Module):
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
         padded. ``pixel_mask`` [B, H, W]: True where valid; None where nothing is padded.
         """
+        tokens, pos, mask = self.tokens(pixel_values, pixel_mask)
+        allowed = None if known_unpadded(pixel_mask, mask) else mask.flatten(1)[:, None, None]
+        return self.decode(self.encoder(tokens, pos, allowed), pos, allowed)
+
+    def tokens(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the encoder reads: tokens and positions [B, S, D], and the map's mask [B, h, w]."""
         features, mask = self.backbone(pixel_values, pixel_mask)[-1]
         pos = self.positions(mask)
-        memory = self.input_proj(features).flatten(2).transpose(1, 2).to(pos.dtype)
-        allowed = None if known_unpadded(pixel_mask, mask) else mask.flatten(1)[:, None, None]
-        memory = self.encoder(memory, pos, allowed)
+        return self.input_proj(features).flatten(2).transpose(1, 2).to(pos.dtype), pos, mask
+
+    def decode(self, memory: Tensor, pos: Tensor, allowed: Tensor | None) -> DetrOutput:
+        """Predictions from a memory and its positions [B, S, D]; ``allowed`` [B, 1, 1, S]."""
         query_pos = self.query_embed.weight.expand(memory.shape[0], -1, -1)
         every = self.training and self.config.aux_loss
-        states = self.decoder(memory, pos, query_pos, allowed, every)
-        return self.heads(states)
+        return self.heads(self.decoder(memory, pos, query_pos, allowed, every))
 
     def positions(self, mask: Tensor) -> Tensor:
         """Position embeddings [B, S, D] of a feature map's cells; ``mask`` [B, h, w]."""
@@ -289,7 +297,8 @@ LAYOUTS = (
 # ---- Variants ---------------------------------------------------------------------------------
 
 
-def _criterion(config: DetrConfig, num_classes: int) -> Criterion:
+def detr_criterion(config: DetrConfig, num_classes: int) -> SetCriterion:
+    """The losses of a DETR with these settings."""
     matcher = HungarianMatcher(
         config.cost_class, config.cost_bbox, config.cost_giou, kind="softmax"
     )
@@ -304,7 +313,8 @@ def _criterion(config: DetrConfig, num_classes: int) -> Criterion:
     )
 
 
-def _postprocess(config: DetrConfig) -> Postprocess:
+def detr_postprocess(config: DetrConfig) -> Postprocess:
+    """The predictions of a DETR with these settings."""
     return DetectionPostprocess(kind="softmax", max_detections=config.max_detections)
 
 
@@ -312,8 +322,8 @@ def _spec(recipe: str, weights: Mapping[str, Weights] | None = None, **settings:
     return ModelSpec(
         config=replace(DetrConfig(), **settings),
         build=Detr,
-        criterion=_criterion,
-        postprocess=_postprocess,
+        criterion=detr_criterion,
+        postprocess=detr_postprocess,
         predictor=Detector,
         recipe=recipe,
         weights=weights or {},
