@@ -151,6 +151,19 @@ def test_a_time_budget_ends_the_run_with_an_evaluation(tmp_path):
     )  # the schedule ran to its end, though the epochs did not
 
 
+@pytest.mark.parametrize("later", [9, 47])
+def test_epochs_may_differ_in_their_number_of_samples(tmp_path, later):
+    """Drawn documents don't all have as many questions as the first epoch's."""
+    t = trainer(tmp_path / "run", optim={"accumulate": 1}, run={"eval_every": 0})
+    samples = t.train_set
+    samples.set_epoch = lambda epoch: vars(samples).update(
+        epoch=epoch, count=30 if epoch == 0 else later
+    )
+    t.fit()
+    assert t.epoch == 3
+    assert t.step == 30 // 4 + 2 * (later // 4)
+
+
 def test_what_is_not_finite_is_told_with_its_step_and_leaves_the_checkpoint(tmp_path):
     t = trainer(tmp_path / "run", run={"save_steps": 1})
     forward = ToyModel.forward

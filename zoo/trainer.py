@@ -322,6 +322,7 @@ class Trainer:
         )  # fmt: skip
         window: list[Step] = []
         since = time.monotonic()
+        over = False
         try:
             for done in steps:
                 self.step += 1
@@ -338,9 +339,11 @@ class Trainer:
                 self._tick()
                 if self._out_of_time():
                     break
+            else:
+                over = True  # also where this epoch has fewer samples than the first
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.step + 1}: {error}") from None
-        if self.position >= len(self.batches):
+        if over or self.position >= len(self.batches):
             self.epoch, self.position = self.epoch + 1, 0
 
     def _tick(self) -> None:
