@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from zoo.datasets.coco_records import (
     read_records,
 )
 from zoo.datasets.images import MAX_PIXELS, image_size, read_image
+from zoo.datasets.split_files import SplitFiles
 from zoo.datasets.transforms import (
     AugmentConfig,
     Geometry,
@@ -225,7 +226,7 @@ class CocoDetection:
                 "unturned picture; such pictures are used unturned",
             )
             return read_image(path, max_pixels=limit, draft_size=draft, upright=False)
-        if not _same_shape(upright, frame):
+        if not same_shape(upright, frame):
             raise ZooError(
                 f"{path} has {upright[1]} x {upright[0]} pixels where its record says "
                 f"{frame[1]} x {frame[0]}; correct width and height, with the boxes, or the file"
@@ -273,7 +274,7 @@ def _is_reduced(found: Size, frame: Size) -> bool:
     return any(found == tuple(-(-side // by) for side in frame) for by in (2, 4, 8))
 
 
-def _same_shape(found: Size, frame: Size) -> bool:
+def same_shape(found: Size, frame: Size) -> bool:
     """Whether one is a scaled version of the other, to rounding or one percent."""
     expected = found[1] * frame[0] / frame[1]
     return abs(found[0] - expected) <= max(1.0, 0.01 * found[0])
@@ -285,6 +286,13 @@ def open_coco(config: CocoConfig) -> DataSource:
     Raises :class:`ZooError` naming file and record for whatever is wrong with them, or where
     training and evaluation split differ in their categories.
     """
+    return open_splits("coco", config, find_split)
+
+
+def open_splits(
+    name: str, config: CocoConfig, find: Callable[[Path, str], SplitFiles]
+) -> DataSource:
+    """Open the splits of a folder of any format, whose ``find(folder, split)`` finds the files."""
     folder = Path(config.folder).expanduser()
     if not config.folder:
         raise ZooError("data.folder is empty; give the folder of the pictures")
@@ -293,18 +301,19 @@ def open_coco(config: CocoConfig) -> DataSource:
     skip = config.on_error == "skip"
     train = val = None
     if config.train_split:
-        files = find_split(folder, config.train_split)
+        files = find(folder, config.train_split)
         train = CocoDetection(read_records(files, "drop" if skip else "raise"), config, train=True)
     if config.val_split:
-        files = find_split(folder, config.val_split)
+        files = find(folder, config.val_split)
         val = CocoDetection(read_records(files, "keep" if skip else "raise"), config, train=False)
     if train is not None and val is not None:
         _check_same_classes(train.records, val.records)
     records = (train or val).records  # type: ignore[union-attr]
-    return _source(records, config, train, val)
+    return _source(name, records, config, train, val)
 
 
 def _source(
+    name: str,
     records: Records,
     config: CocoConfig,
     train: CocoDetection | None,
@@ -321,10 +330,10 @@ def _source(
         if train is None:
             raise ZooError(f"{config.folder} was opened without a training split")
         part = train.overfit(count)
-        return _source(records, config, part, part)
+        return _source(name, records, config, part, part)
 
     return DataSource(
-        name="coco",
+        name=name,
         train=train,
         val=val,
         collate=collate_detection,

@@ -2,7 +2,8 @@
 
 Finding the files of a split, reading and checking the JSON. Arrays instead of a hundred thousand
 small objects: a forked loading process that touches an object copies its page of memory, arrays
-stay shared.
+stay shared. The other formats (:mod:`zoo.datasets.voc_records`, :mod:`zoo.datasets.yolo_records`)
+give what they read in COCO's form, and are checked and held here, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,15 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.datasets.images import image_size
+from zoo.datasets.split_files import SplitFiles, Tell, names_of, origin, pictures_below
 from zoo.errors import ZooError
+from zoo.types import Size
 
 log = logging.getLogger("zoo")
 
-_ALIASES = {
-    "val": ("valid", "validation"),
-    "valid": ("val", "validation"),
-    "validation": ("val", "valid"),
-}
 _TOLERANCE = 1.0  # pixels that a box may stand over its picture without being counted as clipped
 
 
@@ -37,10 +35,26 @@ class CocoFiles(NamedTuple):
     annotations: Path
     images: Path
 
+    def read(self) -> dict[str, Any]:
+        """The file's content; see :func:`read_json`."""
+        return read_json(self.annotations)
+
+    def survey(self, tell: Tell) -> Any:
+        """The file's content, of whatever form; ``tell`` is told where it is no JSON."""
+        try:
+            return json.loads(self.annotations.read_bytes())
+        except (ValueError, RecursionError, OSError) as error:
+            tell("json", f"{self.annotations}: {error}; restore the file")
+            return {"images": [], "annotations": [], "categories": []}
+
+    def unlisted(self, listed: Set[str]) -> list[str]:
+        """Pictures in the folder that no record lists."""
+        return sorted(pictures_below(self.images) - listed)
+
 
 def candidates(folder: Path, split: str) -> list[tuple[Path, str]]:
     """Annotation files that a split may have, each with its pictures' folder, best first."""
-    names = (split, *_ALIASES.get(split, ()))
+    names = names_of(split)
     ours = [(folder / "annotations" / f"instances_{n}.json", n) for n in names]
     export = [(folder / n / "_annotations.coco.json", n) for n in names]
     years = [
@@ -84,7 +98,7 @@ class Records:
     order of ids.
     """
 
-    files: CocoFiles
+    files: SplitFiles
     image_ids: NDArray[np.int64]
     sizes: NDArray[np.int64]
     boxes: NDArray[np.float32]
@@ -149,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_records(
-    files: CocoFiles, on_missing: Literal["raise", "drop", "keep"] = "raise"
+    files: SplitFiles, on_missing: Literal["raise", "drop", "keep"] = "raise"
 ) -> Records:
     """Read and check a split.
 
@@ -158,17 +172,13 @@ def read_records(
     their picture are dropped and those that stand over its edge are clipped; both are counted and
     reported in one line.
     """
-    content = read_json(files.annotations)
+    content = files.read()
     categories = _categories(files.annotations, content["categories"])
     images, annotations = content["images"], content["annotations"]
     _check_images(files.annotations, images)
-    missing = _missing(files, images)
+    missing = missing_pictures(files.images, images)
     if missing and on_missing != "keep":
-        first = images[missing[0]]
-        what = (
-            f"{files.images} lacks {len(missing)} of the {len(images)} pictures that "
-            f"{files.annotations} lists (first: image id {first['id']}, {first['file_name']})"
-        )
+        what = _lacks(files, images, missing)
         if on_missing == "raise":
             raise ZooError(f"{what}; restore them, or leave them out with data.on_error=skip")
         log.warning("%s; they are left out", what)
@@ -194,13 +204,31 @@ def read_records(
     )
 
 
-def read_ground_truth(files: CocoFiles, image_ids: Iterable[int]) -> dict[str, Any]:
+def read_checked(files: SplitFiles) -> tuple[dict[str, Any], dict[int, Size]]:
+    """A split's content as it stands, and (height, width) by image id.
+
+    Raises :class:`ZooError` for what :func:`read_records` does; boxes are not clipped.
+    """
+    content = files.read()
+    categories = _categories(files.annotations, content["categories"])
+    images, annotations = content["images"], content["annotations"]
+    _check_images(files.annotations, images)
+    if missing := missing_pictures(files.images, images):
+        raise ZooError(f"{_lacks(files, images, missing)}; restore them")
+    image_ids = [image["id"] for image in images]
+    _owners(files.annotations, annotations, image_ids, categories)
+    _boxes(files.annotations, annotations)
+    sizes = _sizes(files, images, strict=True).tolist()
+    return content, {n: (h, w) for n, (h, w) in zip(image_ids, sizes, strict=True)}
+
+
+def read_ground_truth(files: SplitFiles, image_ids: Iterable[int]) -> dict[str, Any]:
     """A COCO dict of these images for an evaluator.
 
     Everything is left as it stands in the file, crowds included, but what evaluators rely on is
     made sure of: ``iscrowd`` and ``area`` exist, and annotation ids are unique and not 0.
     """
-    content = read_json(files.annotations)
+    content = files.read()
     kept = set(image_ids)
     content["images"] = [im for im in content["images"] if im["id"] in kept]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
@@ -257,24 +285,32 @@ def _check_images(file: Path, images: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def _missing(files: CocoFiles, images: Sequence[dict[str, Any]]) -> list[int]:
+def _lacks(files: SplitFiles, images: Sequence[Mapping[str, Any]], missing: Sequence[int]) -> str:
+    first = images[missing[0]]
+    return (
+        f"{files.images} lacks {len(missing)} of the {len(images)} pictures that "
+        f"{files.annotations} lists (first: image id {first['id']}, {first['file_name']})"
+    )
+
+
+def missing_pictures(folder: Path, images: Sequence[Mapping[str, Any]]) -> list[int]:
     """Places of the images whose file is not there, by listing each folder once."""
     listed: dict[str, set[str]] = {}
     absent = []
     for place, record in enumerate(images):
-        folder, _, name = record["file_name"].rpartition("/")
-        if folder not in listed:
+        below, _, name = record["file_name"].rpartition("/")
+        if below not in listed:
             try:
-                listed[folder] = {e.name for e in os.scandir(files.images / folder)}
+                listed[below] = {e.name for e in os.scandir(folder / below)}
             except (FileNotFoundError, NotADirectoryError):
-                listed[folder] = set()
-        if name not in listed[folder]:
+                listed[below] = set()
+        if name not in listed[below]:
             absent.append(place)
     return absent
 
 
 def _sizes(
-    files: CocoFiles, images: Sequence[dict[str, Any]], *, strict: bool
+    files: SplitFiles, images: Sequence[dict[str, Any]], *, strict: bool
 ) -> NDArray[np.int64]:
     """(height, width) of every image: from its record, else from the file's header.
 
@@ -313,7 +349,28 @@ def _objects(
     categories: Mapping[int, str],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Boxes xyxy, class indices and the owning picture's place of all targets, by picture."""
-    place_of = {number: place for place, number in enumerate(image_ids.tolist())}
+    owner, labels = _owners(file, annotations, image_ids.tolist(), categories)
+    boxes = _boxes(file, annotations)
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+    limit = np.tile(sizes[owner][:, ::-1], 2)  # width, height, width, height
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    clipped = corners.clip(0, limit)
+    empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    over = (np.abs(corners - clipped) > _TOLERANCE).any(axis=1) & ~empty & ~crowd
+    _report(file, annotations, empty & ~crowd, over)
+    kept = np.flatnonzero(~crowd & ~empty)
+    kept = kept[np.argsort(owner[kept], kind="stable")]
+    return clipped[kept].astype(np.float32), labels[kept], owner[kept]
+
+
+def _owners(
+    file: Path,
+    annotations: Sequence[dict[str, Any]],
+    image_ids: Sequence[int],
+    categories: Mapping[int, str],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of every annotation the place of its picture and the index of its class."""
+    place_of = {number: place for place, number in enumerate(image_ids)}
     label_of = {number: label for label, number in enumerate(categories)}
     owner = np.array([place_of.get(_whole(a, "image_id"), -1) for a in annotations], np.int64)
     labels = np.array([label_of.get(_whole(a, "category_id"), -1) for a in annotations], np.int64)
@@ -329,17 +386,7 @@ def _objects(
             f"{file}: annotation id {a.get('id')} is of category id {a.get('category_id')!r}, "
             "which is not among the categories; add the category or correct the annotation"
         )
-    boxes = _boxes(file, annotations)
-    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
-    limit = np.tile(sizes[owner][:, ::-1], 2)  # width, height, width, height
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    clipped = corners.clip(0, limit)
-    empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
-    over = (np.abs(corners - clipped) > _TOLERANCE).any(axis=1) & ~empty & ~crowd
-    _report(file, annotations, empty & ~crowd, over)
-    kept = np.flatnonzero(~crowd & ~empty)
-    kept = kept[np.argsort(owner[kept], kind="stable")]
-    return clipped[kept].astype(np.float32), labels[kept], owner[kept]
+    return owner, labels
 
 
 def _whole(record: Mapping[str, Any], key: str) -> int:
@@ -391,7 +438,7 @@ def _report(
         (over, "boxes clipped to their picture"),
     ):
         if mask.any():
-            first = annotations[int(np.flatnonzero(mask)[0])].get("id")
-            parts.append(f"{what}: {int(mask.sum())} (first: annotation id {first})")
+            first = origin(annotations[int(np.flatnonzero(mask)[0])])
+            parts.append(f"{what}: {int(mask.sum())} (first: {first})")
     if parts:
         log.warning("%s: %s", file, ", ".join(parts))

@@ -1,14 +1,14 @@
-"""What is in a folder in COCO's format, and what is wrong with it.
+"""What is in a folder of annotated pictures, and what is wrong with it.
 
-Unlike the reader that training uses (:mod:`zoo.datasets.coco`), which stops at the first fault,
-this goes on past every fault and counts it. The kinds of finding, and which are errors, are in
+Unlike the readers that training uses (:mod:`zoo.datasets.coco`), which stop at the first fault,
+this goes on past every fault and counts it. Formats other than COCO are surveyed in COCO's form
+(:mod:`zoo.datasets.split_files`). The kinds of finding, and which are errors, are in
 :mod:`zoo.datasets.inspection_findings`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import warnings
@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.datasets.coco_records import CocoFiles, candidates, find_split
+from zoo.datasets.formats import open_set
 from zoo.datasets.images import image_size, read_image
 from zoo.datasets.inspection_findings import MANY, Inspection, Object, Picture, Probe, Split
-from zoo.datasets.picture_files import SUFFIXES
+from zoo.datasets.split_files import ORIGIN, SplitFiles, leads_out, origin
 from zoo.errors import ZooError
 from zoo.types import Size
-
-SPLITS = ("train", "val", "test")
 
 _THUMB = 24  # side of the small grey pictures that are compared
 _ALIKE = 0.995  # correlation of two of them
@@ -38,19 +36,17 @@ _ORIENTATION = 274  # EXIF tag
 _TOLERANCE = 1.0  # pixels that a box may stand over its picture
 
 
-def splits_of(folder: Path, wanted: Sequence[str] = ()) -> dict[str, CocoFiles]:
+def splits_of(data: str | Path, wanted: Sequence[str] = ()) -> Mapping[str, SplitFiles]:
     """The files of the splits ``wanted``, or of those among train, val and test that exist.
 
     Raises :class:`ZooError` where one is wanted and not there, or where there is none at all.
     """
-    known = [s for s in SPLITS if any(p.is_file() for p, _ in candidates(folder, s))]
-    wanted = wanted or known or SPLITS[:1]
-    return {split: find_split(folder, split) for split in dict.fromkeys(wanted)}
+    return open_set(data, wanted).splits
 
 
 def inspect(
     folder: Path,
-    splits: Mapping[str, CocoFiles],
+    splits: Mapping[str, SplitFiles],
     *,
     workers: int = 0,
     track: Callable[[Iterable[Probe], int, str], Iterable[Probe]] = lambda items, total, name: (
@@ -80,13 +76,10 @@ def inspect(
 # -- one split ----------------------------------------------------------------------------------
 
 
-def _read_split(result: Inspection, name: str, files: CocoFiles) -> Split:
+def _read_split(result: Inspection, name: str, files: SplitFiles) -> Split:
     split = Split(name, files)
-    try:
-        content = json.loads(files.annotations.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        result.add("json", name, f"{files.annotations}: {error}")
-        return split
+    # The remedy behind the semicolon is said once for all findings of a kind.
+    content = files.survey(lambda code, fault: result.add(code, name, fault.rpartition("; ")[0]))
     lists: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
     for key in lists:
         value: Any = content.get(key) if isinstance(content, dict) else None
@@ -123,7 +116,7 @@ def _read_images(result: Inspection, split: Split, records: Sequence[Any]) -> di
         number, name = _get(record, "id"), _get(record, "file_name")
         sides = [_get(record, key) for key in ("height", "width")]
         given = all(type(v) in (int, float) and 1 <= v < 2**31 and v % 1 == 0 for v in sides)
-        inside = isinstance(name, str) and _is_inside(name)
+        inside = isinstance(name, str) and not leads_out(name)
         if type(number) is not int or not inside or not (given or sides == [None, None]):
             result.add("record", split.name, f"images[{place}]")
             continue
@@ -134,11 +127,6 @@ def _read_images(result: Inspection, split: Split, records: Sequence[Any]) -> di
         by_id[number] = Picture(number, name, split.files.images / name, size)
     split.pictures = list(by_id.values())
     return by_id
-
-
-def _is_inside(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return bool(parts[0]) and ".." not in parts and ":" not in parts[0] and "\0" not in name
 
 
 def _read_annotations(
@@ -154,6 +142,8 @@ def _read_annotations(
         category = record.get("category_id")
         box: Any = record.get("bbox")
         shown = f"annotation {number}" if number is not None else f"annotations[{place}]"
+        if ORIGIN in record:
+            shown = origin(record)
         if isinstance(number, int | str):
             if number in ids:
                 result.add("annotation_id", split.name, str(number))
@@ -231,22 +221,15 @@ def _fault(box: tuple[float, float, float, float], size: Size) -> str:
 
 def _present(result: Inspection, split: Split) -> list[Picture]:
     """The pictures whose file is there; files that no record lists are reported."""
-    images = split.files.images
-    there = {
-        os.path.relpath(os.path.join(folder, name), images).replace(os.sep, "/")
-        for folder, _, names in os.walk(images)
-        for name in names
-    }
     listed = Counter(p.name for p in split.pictures)
     for name, count in listed.items():
         if count > 1:
             result.add("listed_twice", split.name, name)
-    for name in sorted(there - listed.keys()):
-        if os.path.splitext(name)[1].lower() in SUFFIXES:
-            result.add("unlisted", split.name, name)
+    for name in split.files.unlisted(listed.keys()):
+        result.add("unlisted", split.name, name)
     present = []
     for picture in split.pictures:
-        if picture.name in there or picture.path.is_file():  # by links, or in another case
+        if picture.path.is_file() or picture.path.is_symlink():  # a broken link can't be read
             present.append(picture)
         else:
             result.add("missing", split.name, picture.name)

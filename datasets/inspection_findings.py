@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.datasets.coco_records import CocoFiles
+from zoo.datasets.split_files import SplitFiles
 from zoo.types import Size
 
 LEVELS = ("error", "warning", "note")
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "json": Kind("error", "annotation files that can't be read", "restore them"),
     "lists": Kind("error", "lists missing in the annotation file", "add them"),
-    "record": Kind("error", "records that are not of the form COCO asks for", "mend them"),
+    "record": Kind("error", "records that are not of the form their format asks for", "mend them"),
     "image_id": Kind("error", "image ids that occur twice", "give every image its own"),
     "category_id": Kind("error", "category ids that occur twice", "give every class its own"),
     "missing": Kind(
@@ -57,7 +57,7 @@ KINDS: dict[str, Kind] = {
     "bad_box": Kind(
         "error",
         "boxes that are not four finite numbers, or of negative width or height",
-        "give left, top, width, height in pixels",
+        "give what the format asks for",
     ),
     "size": Kind(
         "error",
@@ -103,13 +103,23 @@ KINDS: dict[str, Kind] = {
     "unlisted": Kind(
         "warning", "pictures in the folder that no record lists", "they are not used; list them"
     ),
+    "orphan": Kind(
+        "warning", "label files whose picture is not there", "restore it, or remove them"
+    ),
+    "from_zero": Kind(
+        "warning",
+        "boxes that begin at 0, where VOC counts pixels from 1",
+        "if the whole set counts from 0, give data.one_based=false",
+    ),
     "unlearnable": Kind(
         "warning", "classes that other splits have, but train has no box of", "add examples"
     ),
     "empty_split": Kind("warning", "splits without any box", "annotate them"),
     "background": Kind("note", "pictures without annotations", "they are used as background"),
     "crowd": Kind(
-        "note", "crowd regions", "left out of training, and neither right nor wrong in evaluation"
+        "note",
+        "crowd regions or difficult objects",
+        "left out of training, and neither right nor wrong in evaluation",
     ),
     "gaps": Kind("note", "gaps in the category ids", "they are mapped to 0..K-1 and back"),
     "unused": Kind("note", "classes without any box in any split", "they cost little"),
@@ -186,7 +196,7 @@ class Split:
     """One split as far as it could be understood."""
 
     name: str
-    files: CocoFiles
+    files: SplitFiles
     categories: dict[int, str] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
     annotations: int = 0

@@ -1,6 +1,7 @@
-"""Check a folder in COCO's format before training on it.
+"""Check a folder of annotated pictures before training on it.
 
     python tools/check_data.py FOLDER                        # all splits that are there
+    python tools/check_data.py voc:FOLDER data.one_based=false   # coco, voc or yolo; see below
     python tools/check_data.py FOLDER --split train --split val --samples 24
     python tools/check_data.py FOLDER --strict               # warnings count, too: for scripts
     python tools/check_data.py FOLDER --json > report.json
@@ -11,6 +12,10 @@ their picture, annotations of unknown images or categories, the same picture in 
 more. Writes samples_<split>.png (annotated pictures; look at them: no program sees that a label is
 wrong), flagged_<split>.png (boxes that are suspicious), classes.png and report.json.
 
+COCO's JSON, Pascal VOC's XML and YOLO's text files are told apart by what is in the folder; where
+it holds several, FORMAT:FOLDER says which is meant. data.key=value are those settings of training
+that say how VOC's files are read: data.one_based=false and data.difficult=use.
+
 Exit status: 0 fine (with --strict: no warnings either), 1 warnings and --strict, 2 errors.
 """
 
@@ -20,16 +25,16 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from zoo.datasets.coco_records import CocoFiles
+from zoo.datasets.formats import open_set
 from zoo.datasets.images import read_image
-from zoo.datasets.inspection import inspect, splits_of
+from zoo.datasets.inspection import inspect
 from zoo.datasets.inspection_findings import (
     LEVELS,
     Finding,
@@ -40,6 +45,7 @@ from zoo.datasets.inspection_findings import (
     Split,
     statistics,
 )
+from zoo.datasets.split_files import SplitFiles
 from zoo.errors import ZooError
 from zoo.visualize import bar_chart, contact_sheet, draw_boxes
 
@@ -55,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("folder", type=Path, metavar="FOLDER")
+    p.add_argument("data", metavar="FOLDER", help="or coco:FOLDER, voc:FOLDER, yolo:FOLDER")
     p.add_argument(
         "--split", action="append", default=[], metavar="NAME", help="default: all that are there"
     )
@@ -69,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers", type=int, default=0, metavar="N", help="reading processes; default: chosen"
     )
+    p.add_argument("overrides", nargs="*", metavar="data.key=value", help="how VOC is read")
     return p
 
 
@@ -91,10 +98,10 @@ def check(args: argparse.Namespace) -> int:
         raise ZooError(
             f"--samples {args.samples} and --workers {args.workers} have to be 0 or more"
         )
-    folder = args.folder.expanduser()
-    splits = splits_of(folder, args.split)
+    found = open_set(args.data, args.split, args.overrides)
+    folder, splits = found.folder, found.splits
     out = args.out or Path("runs") / f"check_{folder.resolve().name}"
-    first_line = f"data {folder} | {layouts(folder, splits)} | output {out}"
+    first_line = f"data {folder} ({found.format.name}) | {layouts(folder, splits)} | output {out}"
     print(first_line, file=sys.stderr if args.json else sys.stdout, flush=True)
     result = inspect(folder, splits, workers=args.workers, track=progress)
     content = report(result)
@@ -126,10 +133,15 @@ def write(result: Inspection, content: dict[str, Any], out: Path, samples: int) 
         draw(result, out, samples)
 
 
-def layouts(folder: Path, splits: dict[str, CocoFiles]) -> str:
+def layouts(folder: Path, splits: Mapping[str, SplitFiles]) -> str:
     """Where the splits were found, in words."""
+
+    def below(path: Path) -> str:
+        inside = path.is_relative_to(folder)
+        return str(path.relative_to(folder) if inside else path)
+
     return "; ".join(
-        f"{split}: {files.annotations.relative_to(folder)}, {files.images.relative_to(folder)}/"
+        f"{split}: {below(files.annotations)}, {below(files.images)}/"
         for split, files in splits.items()
     )
 

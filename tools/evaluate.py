@@ -34,13 +34,14 @@ import torch
 from zoo import distributed
 from zoo.config import from_plain, parse_overrides
 from zoo.datasets.coco_eval import Backend, CocoEvaluator, IouType, score
-from zoo.datasets.coco_records import candidates, find_split, read_json
+from zoo.datasets.coco_records import candidates, read_json
 from zoo.datasets.coco_report import WRITTEN, table, write_scores
 from zoo.datasets.coco_results import Truth, found_of, read_results
 from zoo.datasets.document_eval import score_submission
 from zoo.datasets.document_records import Question
 from zoo.datasets.document_source import figures
 from zoo.datasets.docvqa_records import read_docvqa
+from zoo.datasets.formats import FORMATS, open_set
 from zoo.datasets.jsonl_records import read_questions
 from zoo.engine import evaluate as run_evaluation
 from zoo.errors import ZooError
@@ -283,10 +284,14 @@ def ground_truth(data: str, split: str, masks: bool) -> tuple[Truth, str]:
     if path.is_file():
         return Truth(read_json(path), masks=masks, origin=str(path)), str(path)
     if path.is_dir():
-        # Pictures are not needed here.
+        # Of COCO's layouts the pictures are not needed here.
         known = [file for file, _ in candidates(path, split) if file.is_file()]
-        file = known[0] if known else find_split(path, split).annotations
-        return Truth(read_json(file), masks=masks, origin=str(file)), str(file)
+        if known:
+            return Truth(read_json(known[0]), masks=masks, origin=str(known[0])), str(known[0])
+    if path.is_dir() or data.partition(":")[0] in FORMATS:
+        files = open_set(data, [split]).splits[split]
+        where = str(files.annotations)
+        return Truth(files.read(), masks=masks, origin=where), where
     if data not in list_data():
         raise ZooError(
             f"there is no file or folder {data} and no data source of that name; give an "

@@ -14,6 +14,7 @@ import pytest
 import zoo
 from zoo.datasets.coco_eval import evaluate_results
 from zoo.errors import ZooError
+from zoo.tools import convert as convert_tool
 from zoo.tools.evaluate import by_name, main, open_data
 from zoo.tools.predict import main as predict_main
 
@@ -103,6 +104,20 @@ def test_results_are_scored_without_the_pictures(make_data: Make, tmp_path: Path
     results = tmp_path / "r.json"
     results.write_text("[]")
     run("--results", results, "--data", data)
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_results_are_scored_against_every_format(
+    make_data: Make, tmp_path: Path, kind: str
+) -> None:
+    data = make_data()
+    converted = tmp_path / kind
+    assert convert_tool.main([str(data), "--to", kind, "--out", str(converted)]) == 0
+    results = tmp_path / "r.json"
+    results.write_text("[]")
+    for n, target in enumerate((converted, f"{kind}:{converted}")):
+        run("--results", results, "--data", target, "--out", tmp_path / f"out{n}")
+        assert read(tmp_path / f"out{n}" / "metrics.json")["AP"] == 0
 
 
 def test_classes_are_matched_by_name(
