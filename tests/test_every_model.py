@@ -57,7 +57,17 @@ def reads_documents(spec: ModelSpec) -> bool:
 
 def batch_for(spec: ModelSpec, classes: int = 3) -> Batch:
     """Two samples of different sizes, the second without anything to find."""
-    return rows(spec.config.vision != "none") if reads_documents(spec) else batch(classes)
+    if reads_documents(spec):
+        return rows(spec.config.vision != "none")
+    return with_patches(spec, batch(classes))
+
+
+def with_patches(spec: ModelSpec, data: Batch) -> Batch:
+    """The batch with what a pretext task gets besides, where the model's is one."""
+    if spec.data == "patches":
+        boxes = torch.stack([data.targets[0]["boxes"], data.targets[0]["boxes"].flip(0)])
+        data.inputs["query_boxes"] = boxes
+    return data
 
 
 def rows(looks: bool) -> Batch:
@@ -179,10 +189,10 @@ def evaluate_detection(spec):
     }  # fmt: skip
     evaluator = CocoEvaluator(truth, tuple(3 * i + 1 for i in range(5)))
     post = spec.postprocess(spec.config)
-    metrics = evaluate(model, post, [batch(5)], evaluator, device=CPU)
+    metrics = evaluate(model, post, [batch_for(spec, 5)], evaluator, device=CPU)
     assert 0 <= metrics["AP"] <= 1
     model.eval()
-    found = post(model(**batch().inputs), batch().metas)
+    found = post(model(**batch_for(spec).inputs), batch().metas)
     assert len(found) == 2
     for detections, meta in zip(found, batch().metas, strict=True):
         assert 0 < len(detections.boxes) <= 100

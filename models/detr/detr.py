@@ -55,6 +55,7 @@ class DetrConfig:
     dropout: float = 0.1
     num_queries: int = 100
     aux_loss: bool = True  # losses on every decoder layer
+    norm_first: bool = False  # pre-norm layers, and a norm after the encoder
 
     # Matching and losses
     cost_class: float = 1.0
@@ -80,22 +81,32 @@ class DetrOutput(TypedDict, total=False):
 
 
 class Encoder(nn.Module):
-    """The encoder: layers of self attention over the cells of the feature map; no final norm."""
+    """The encoder: layers of self attention over the cells of the feature map.
+
+    There is a final norm with ``norm_first`` only.
+    """
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.prompt = PromptSlot()
         self.layers = nn.ModuleList(
-            EncoderLayer(config.dim, config.num_heads, config.ffn_dim, config.dropout)
+            EncoderLayer(
+                config.dim,
+                config.num_heads,
+                config.ffn_dim,
+                config.dropout,
+                norm_first=config.norm_first,
+            )
             for _ in range(config.encoder_layers)
         )
+        self.norm = nn.LayerNorm(config.dim) if config.norm_first else nn.Identity()
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         """[B, S, D] from tokens and positions of that shape; ``mask`` [B, 1, 1, S] or None."""
         tokens, places, allowed = self.prompt(x, pos, mask)
         for layer in self.layers:
             tokens = layer(tokens, places, allowed)
-        return self.prompt.strip(tokens)
+        return self.norm(self.prompt.strip(tokens))
 
 
 class Decoder(nn.Module):
@@ -104,23 +115,38 @@ class Decoder(nn.Module):
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            DecoderLayer(config.dim, config.num_heads, config.ffn_dim, config.dropout)
+            DecoderLayer(
+                config.dim,
+                config.num_heads,
+                config.ffn_dim,
+                config.dropout,
+                norm_first=config.norm_first,
+            )
             for _ in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(
-        self, memory: Tensor, pos: Tensor, query_pos: Tensor, mask: Tensor | None, every: bool
+        self,
+        memory: Tensor,
+        pos: Tensor,
+        query_pos: Tensor,
+        mask: Tensor | None,
+        every: bool,
+        self_mask: Tensor | None = None,
     ) -> Tensor:
         """Normed states [N, B, Q, D] of every layer, or [1, B, Q, D] of the last.
 
-        ``memory`` and ``pos`` [B, S, D], ``query_pos`` [B, Q, D], ``mask`` [B, 1, 1, S] or None.
+        ``memory`` and ``pos`` [B, S, D], ``query_pos`` [B, Q, D], ``mask`` [B, 1, 1, S] or None;
+        ``self_mask`` [Q, Q] or None says which queries see each other.
         """
         x = torch.zeros_like(query_pos)
         keys = memory + pos  # once, not in every layer
         states = []
         for layer in self.layers:
-            x = layer(x, memory, query_pos=query_pos, memory_mask=mask, keys=keys)
+            x = layer(
+                x, memory, query_pos=query_pos, memory_mask=mask, self_mask=self_mask, keys=keys
+            )
             states.append(x)
         return self.norm(torch.stack(states if every else states[-1:]))
 
