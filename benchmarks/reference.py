@@ -78,9 +78,25 @@ def freeze_as_ours(model: Any) -> None:
             parameter.requires_grad_(False)
 
 
-def ours(other: nn.Module, **settings: Any) -> tuple[ModelSpec, nn.Module]:
-    """Our ``detr_r50`` with the reference's weights, through the same loader that users have."""
-    spec = model_spec("detr_r50", **settings)
+def reference_deformable(*, dropout: float | None = None, layers: int = 6) -> nn.Module:
+    """``DeformableDetrForObjectDetection`` with its defaults, random weights; as above."""
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
+
+    torch.manual_seed(0)
+    config = DeformableDetrConfig(num_labels=CLASSES, encoder_layers=layers, decoder_layers=layers)
+    if dropout is not None:
+        config.dropout = config.attention_dropout = config.activation_dropout = dropout
+    model = DeformableDetrForObjectDetection(config)
+    with torch.no_grad():  # queries that differ, and points that move
+        for name, parameter in model.named_parameters():
+            if "sampling_offsets.weight" in name or "attention_weights.weight" in name:
+                parameter.normal_(std=0.02)
+    return model
+
+
+def ours(other: nn.Module, name: str = "detr_r50", **settings: Any) -> tuple[ModelSpec, nn.Module]:
+    """Our model of that name with the reference's weights, through the loader that users have."""
+    spec = model_spec(name, **settings)
     model = spec.build(spec.config, CLASSES)
     state = other.state_dict()
     layout = next(known for known in spec.layouts if known.recognises(state))

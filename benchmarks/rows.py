@@ -156,15 +156,6 @@ def training_sides(quick: bool, half: bool, frozen: bool) -> tuple[dict[str, Wor
     packed = pixels.to(memory_format=torch.channels_last)
     labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
 
-    def step(net: Any, loss_of: Callable[[], Tensor], optimizer: Any) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of()
-        loss.backward()
-        parameters = [p for p in net.parameters() if p.requires_grad]
-        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
-        optimizer.step()
-        return float(loss.detach())
-
     def my_loss() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, half):
             out = model(packed, mask)
@@ -178,18 +169,27 @@ def training_sides(quick: bool, half: bool, frozen: bool) -> tuple[dict[str, Wor
     tolerance = 0.02 if half else 1e-4
     require(abs(a - b) <= tolerance * abs(b), f"losses differ: {a:.6f} and {b:.6f}")
 
-    def optimizer(net: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=1e-6)
-
-    mine, other = optimizer(model), optimizer(theirs)
-    sides: dict[str, Work] = {
-        "ours": lambda: step(model, my_loss, mine),
-        "theirs": lambda: step(theirs, their_loss, other),
-    }
+    sides = {"ours": stepper(model, my_loss), "theirs": stepper(theirs, their_loss)}
     note = f"losses {a:.4f} and {b:.4f}; auxiliary losses and dropout off"
     if not frozen:
         note += "; the reference as it comes trains the stem and the first stage, DETR freezes them"
     return sides, note
+
+
+def stepper(net: Any, loss_of: Callable[[], Tensor]) -> Work:
+    """A training step: zeroed gradients, forward, loss, backward, clipping, AdamW."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
 
 
 def training(quick: bool, half: bool, frozen: bool = False) -> Row:

@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no row downloads anything
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import document_rows
+import family_rows
 import rows
 import torch
 
@@ -42,6 +43,9 @@ ROWS: dict[str, Callable[[bool], rows.Row]] = {
     "matching": rows.matching,
     "evaluation": rows.evaluation,
     "memory": rows.peak_memory,
+    "deformable": lambda quick: family_rows.deformable_inference(quick, half=False),
+    "deformable_bf16": lambda quick: family_rows.deformable_inference(quick, half=True),
+    "deformable_training": family_rows.deformable_training,
     "encoder": lambda quick: document_rows.encoder(quick, [512], half=False, target=2.0),
     "encoder_batch": lambda quick: document_rows.encoder(quick, MIXED, half=False, target=3.0),
     "encoder_bf16": lambda quick: document_rows.encoder(quick, [512], half=True, target=4.0),

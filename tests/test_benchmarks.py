@@ -24,12 +24,13 @@ def bench():
 
 
 DETECTION = ["inference", "training", "matching", "evaluation"]
+FAMILY = ["deformable", "deformable_bf16", "deformable_training"]
 DOCUMENTS = ["encoder", "encoder_batch", "encoder_bf16", "encoder_training"]
 SCANS = ["ocr", "ten_questions"]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the reference
-@pytest.mark.parametrize("name", [*DETECTION, *DOCUMENTS, *SCANS])
+@pytest.mark.parametrize("name", [*DETECTION, *FAMILY, *DOCUMENTS, *SCANS])
 def test_a_row_runs(bench, name):
     if name in SCANS and shutil.which("tesseract") is None:
         pytest.skip("no Tesseract here")

@@ -153,6 +153,17 @@ def test_parts_that_begin_at_zero_may_learn_faster():
     assert found == pytest.approx(wanted)
     with pytest.raises(ZooError, match=r"optim.rates has 'heads.', and no parameter"):
         parameter_groups(model, OptimSection(rates={"heads.": 2.0}))
+    biases = parameter_groups(model, OptimSection(lr=1.0, backbone_lr=0.1, rates={"*.bias": 3.0}))
+    rates = {id(p): g["base_lr"] for g in biases for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        base = 0.1 if name.startswith("backbone.") else 1.0
+        assert rates[id(parameter)] == pytest.approx(base * (3 if name.endswith(".bias") else 1))
+
+
+def test_the_backbone_of_a_model_within_a_model_has_its_rate():
+    outer = torch.nn.ModuleDict({"detr": torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})})
+    [group] = parameter_groups(outer, OptimSection(lr=1.0, backbone_lr=0.1))
+    assert group["base_lr"] == 0.1
 
 
 def test_schedules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim import AdamW
 from zoo.config import OptimSection
 from zoo.errors import ZooError, nearest
 
-BACKBONE = "backbone."
+BACKBONE = ".backbone."  # of the model, or of one that it is made of
 
 
 def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, Any]]:
@@ -21,12 +22,13 @@ def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, 
 
     DETR decays everything (``decay_norms``); otherwise biases and all other parameters of one
     dimension are left out. Each group holds ``base_lr``, the rate at the schedule's 1.0, times
-    what ``rates`` has for its beginning of the name. Raises :class:`ZooError` where nothing is
-    trainable, and where a key of ``rates`` is no parameter's.
+    what ``rates`` has for its beginning of the name (with ``*`` for anything, as in a shell:
+    ``*.sampling_offsets.``). Raises :class:`ZooError` where nothing is trainable, and where a key
+    of ``rates`` is no parameter's.
     """
     names = [name for name, _ in model.named_parameters()]
     for start in section.rates:
-        if not any(name.startswith(start) for name in names):
+        if not any(_begins(name, start) for name in names):
             raise ZooError(
                 f"optim.rates has '{start}', and no parameter of the model begins so; "
                 f"{nearest(start, names)}"
@@ -35,8 +37,8 @@ def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = section.backbone_lr if name.startswith(BACKBONE) else section.lr
-        lr *= math.prod(r for start, r in section.rates.items() if name.startswith(start))
+        lr = section.backbone_lr if BACKBONE in f".{name}" else section.lr
+        lr *= math.prod(r for start, r in section.rates.items() if _begins(name, start))
         decays = section.decay_norms or parameter.ndim > 1
         groups.setdefault((lr, section.weight_decay if decays else 0.0), []).append(parameter)
     if not groups:
@@ -45,6 +47,10 @@ def parameter_groups(model: nn.Module, section: OptimSection) -> list[dict[str, 
         {"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay}
         for (lr, decay), params in groups.items()
     ]
+
+
+def _begins(name: str, start: str) -> bool:
+    return fnmatchcase(name, f"{start}*")
 
 
 def build_optimizer(model: nn.Module, section: OptimSection) -> AdamW:

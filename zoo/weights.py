@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -295,8 +296,9 @@ def initialise(
 ) -> str:
     """Load ``loaded`` into ``model`` strictly, and say what was done.
 
-    ``class_rows`` are the keys whose first dimension is one row a class, plus the same few rows
-    at the end in both (DETR's no-object row). With other classes than the checkpoint's, rows are
+    ``class_rows`` are the keys (or shell patterns of keys, for heads that are as many as layers)
+    whose first dimension is one row a class, plus the same few rows at the end in both (DETR's
+    no-object row). With other classes than the checkpoint's, rows are
     carried over by name and the rest stays as initialised; everything else has to fit. ``whole``
     is for loading a model that is to be used as it is: no row may be new.
 
@@ -305,8 +307,8 @@ def initialise(
     own = model.state_dict()
     state = dict(loaded.state)
     notes = [f"{loaded.origin}: {len(state)} tensors ({loaded.layout} names)"]
-    for key in class_rows:
-        if key in own and key in state:
+    for key in own:
+        if key in state and any(fnmatchcase(key, rows) for rows in class_rows):
             state[key], note = _match_rows(own[key], state[key], loaded.class_names, class_names)
             if note:
                 notes.append(f"{key}: {note}")

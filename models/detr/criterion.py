@@ -13,7 +13,12 @@ are averaged over ranks (the number of objects is 1 at least), so that the gradi
 DistributedDataParallel averages too, are those of one process with all images.
 
 Denoising losses (DN-DETR, arXiv 2203.01305, section 4.2) are the same losses of noised queries
-against the objects that they come from, divided by the number of real denoising queries.
+against the objects that they come from, divided by the number of real denoising queries; the
+negatives of contrastive ones (DINO, arXiv 2203.03605, section 3.3) are to be no object.
+
+Proposals of a model in two stages (Deformable DETR, arXiv 2010.04159, appendix A.4) say where
+objects are, not what: they are matched and scored by themselves, as in the release against all
+objects as of class 0.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from torchvision.ops import box_convert
 
 from zoo import distributed
 from zoo.models.detr.box_ops import paired_giou
+from zoo.models.detr.contrastive import ContrastiveQueries
 from zoo.models.detr.denoising import DenoisingQueries
 from zoo.models.detr.dense import DenseOutput, positives
 from zoo.models.detr.matcher import HungarianMatcher, Kind, Matches, to_device
@@ -39,7 +45,8 @@ class SetCriterion:
     """Outputs of a DETR and targets to losses.
 
     ``num_classes`` is K. Terms: ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last decoder
-    layer; with ``_0`` and so on of the earlier ones; with ``dn_`` before it of denoising queries.
+    layer; with ``_0`` and so on of the earlier ones; with ``dn_`` before it of denoising queries,
+    with ``enc_`` of an encoder's proposals.
     ``coef_class``, ``coef_bbox`` and ``coef_giou`` weigh them in the total, in every layer alike.
     ``alpha`` and ``gamma`` are the focal loss's.
     """
@@ -84,13 +91,16 @@ class SetCriterion:
         boxes = torch.stack([layer["pred_boxes"] for layer in layers])
         logits = torch.stack([layer["pred_logits"] for layer in layers])
         denoising, dense = outputs.get("dn_outputs"), outputs.get("dense_outputs")
+        proposals = outputs.get("enc_outputs")
+        if proposals is not None and self.kind != "focal":
+            raise ValueError("enc_outputs are scored by the focal loss; this criterion is softmax")
         if logits.shape[-1] != self.num_classes + (self.kind == "softmax"):
             raise ValueError(
                 f"pred_logits has {logits.shape[-1]} columns; {self.kind} with "
                 f"{self.num_classes} classes has {self.num_classes + (self.kind == 'softmax')}"
             )
         with torch.autocast(boxes.device.type, enabled=False):
-            return self._losses(_exact(logits), _exact(boxes), denoising, dense, targets)
+            return self._losses(_exact(logits), _exact(boxes), denoising, dense, proposals, targets)
 
     def _losses(
         self,
@@ -98,6 +108,7 @@ class SetCriterion:
         boxes: Tensor,
         denoising: Mapping[str, Any] | None,
         dense: DenseOutput | None,
+        proposals: Mapping[str, Tensor] | None,
         targets: Sequence[Target],
     ) -> Losses:
         log_probs = logits.log_softmax(-1) if self.kind == "softmax" else None
@@ -114,11 +125,17 @@ class SetCriterion:
         l1, giou = _box_losses(boxes[index], wanted[found.target])
         groups = {"": {"ce": ce, "bbox": l1 / per_object, "giou": giou / per_object}}
 
+        if proposals is not None:
+            parts = self._of_proposals(proposals, wanted, targets)
+            groups["enc_"] = {name: part / per_object for name, part in parts.items()}
+
         if denoising is not None:
             queries: DenoisingQueries = denoising["denoising"]
             place = (slice(None), queries.image, queries.slot)
             noised = _exact(denoising["pred_logits"])[place]
             ce = self._of_known(noised, labels[queries.target])
+            if isinstance(queries, ContrastiveQueries):
+                ce = ce + self._of_nothing(denoising["pred_logits"], queries)
             restored = _exact(denoising["pred_boxes"])[place]
             l1, giou = _box_losses(restored, wanted[queries.target])
             parts = {"ce": ce, "bbox": l1, "giou": giou}
@@ -136,6 +153,19 @@ class SetCriterion:
                 terms[f"{prefix}loss_{name}"] = last
                 terms.update({f"{prefix}loss_{name}_{i}": v for i, v in enumerate(earlier)})
         return Losses(total, terms)
+
+    def _of_proposals(
+        self, proposals: Mapping[str, Tensor], wanted: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Sums [1] over an encoder's proposals, matched with the objects as of class 0."""
+        logits = _exact(proposals["pred_logits"])[None]
+        boxes = _exact(proposals["pred_boxes"])[None]
+        things: list[Target] = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+        found = self.matcher.assign(logits, boxes, things)
+        index = (found.image.new_zeros(1, 1), found.image, found.query)
+        ce = self._focal(logits, index, torch.zeros_like(found.target))
+        l1, giou = _box_losses(boxes[index], wanted[found.target])
+        return {"ce": ce, "bbox": l1, "giou": giou}
 
     def _dense(
         self, out: DenseOutput, labels: Tensor, wanted: Tensor, targets: Sequence[Target]
@@ -196,6 +226,13 @@ class SetCriterion:
             return -logits.log_softmax(-1).gather(-1, column).sum((1, 2))
         own = logits.gather(-1, column)[..., 0]
         return self._absent(logits).sum((1, 2)) + self._correction(own)
+
+    def _of_nothing(self, logits: Tensor, queries: ContrastiveQueries) -> Tensor:
+        """Sums [N] of the class loss of negatives; ``logits`` [N, B, L, ...] of all queries."""
+        negatives = _exact(logits)[:, queries.image, queries.negative]
+        if self.kind == "softmax":
+            return -self.eos_coef * negatives.log_softmax(-1)[..., -1].sum(1)
+        return self._absent(negatives).sum((1, 2))
 
     def _correction(self, logits: Tensor) -> Tensor:
         """What logits [N, P] of classes that are present add to their loss if absent: sums [N]."""

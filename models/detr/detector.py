@@ -312,8 +312,9 @@ class Detector:
         queries = [found.query for found in detections]
         if queries and min(queries) < 0:
             raise ZooError("these detections don't tell their query; use those of predict()")
-        cross = _last_attention(self.model, "decoder", "cross_attn")
-        own = _last_attention(self.model, "encoder", "self_attn")
+        model = getattr(self.model, "detr", self.model)  # or the DETR that it is made of
+        cross = _last_attention(model, "decoder", "cross_attn")
+        own = _last_attention(model, "encoder", "self_attn")
         calls: dict[str, tuple[Any, ...]] = {}
         grids: list[tuple[int, int]] = []
 
@@ -329,7 +330,7 @@ class Detector:
         hooks = [
             cross.register_forward_pre_hook(remember("cross"), with_kwargs=True),
             own.register_forward_pre_hook(remember("own"), with_kwargs=True),
-            self.model.get_submodule("backbone").register_forward_hook(note_grids),
+            model.get_submodule("backbone").register_forward_hook(note_grids),
         ]
         try:
             self._forward(collate_detection([sample]))

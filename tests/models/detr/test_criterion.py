@@ -379,3 +379,61 @@ def test_the_device_is_waited_for_once(kind: Kind, monkeypatch: pytest.MonkeyPat
     with Watch():
         criterion_of(kind)(outputs, targets).total.backward()
     assert transfers == [(5, 3, Q)]
+
+
+# ---- Proposals of models in two stages ---------------------------------------------------------
+
+
+def slow_proposals(logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> dict[str, float]:
+    """The formulas with every object as of class 0."""
+    things = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+    return {f"enc_{k}": v for k, v in slow_layer("focal", logits, boxes, things).items()}
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 1, 9], [0, 0]])
+def test_losses_of_proposals_equal_the_formulas(sizes: list[int]) -> None:
+    targets = random_targets(sizes)
+    logits, boxes = leaves("focal", 2, len(sizes))
+    enc_logits, enc_boxes = leaves("focal", 1, len(sizes), 8)  # fewer than the richest image's
+    outputs = as_outputs(logits, boxes)
+    enc = {"pred_logits": enc_logits[0], "pred_boxes": enc_boxes[0]}
+    criterion = criterion_of("focal", coef_class=1.5)
+    plain = criterion(outputs, targets)
+    found = criterion({**outputs, "enc_outputs": enc}, targets)
+    expected = slow_proposals(enc_logits[0], enc_boxes[0], targets)
+    total = plain.total.item() + weighted(expected, {"ce": 1.5, "bbox": 5.0, "giou": 2.0})
+    expected.update({name: float(v) for name, v in plain.terms.items()})  # as without proposals
+    assert {name: float(v) for name, v in found.terms.items()} == pytest.approx(expected, abs=1e-12)
+    assert found.total.item() == pytest.approx(total, abs=1e-11)
+    found.total.backward()
+    for leaf in (enc_logits, enc_boxes):
+        assert leaf.grad is not None
+        assert torch.isfinite(leaf.grad).all()
+    assert enc_logits.grad is not None
+    assert (enc_logits.grad != 0).all()
+
+
+def test_proposals_are_divided_by_the_mean_number_of_objects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of all ranks, in the one reduction that there is."""
+    targets = random_targets([3, 1])
+    logits, boxes = leaves("focal", 1, 2)
+    enc_logits, enc_boxes = leaves("focal", 1, 2, 8)
+    enc = {"pred_logits": enc_logits[0], "pred_boxes": enc_boxes[0]}
+    outputs = {**as_outputs(logits, boxes), "enc_outputs": enc}
+    alone = criterion_of("focal")(outputs, targets).terms
+    calls = []
+    monkeypatch.setattr(distributed, "all_reduce_mean", lambda t: calls.append(t) or 2 * t)
+    twice = criterion_of("focal")(outputs, targets).terms
+    assert len(calls) == 1
+    for name in ("enc_loss_ce", "enc_loss_bbox", "enc_loss_giou"):
+        assert twice[name].item() == pytest.approx(alone[name].item() / 2, abs=1e-12)
+
+
+def test_proposals_are_for_focal_criteria() -> None:
+    logits, boxes = leaves("softmax", 1, 1)
+    outputs = as_outputs(logits, boxes)
+    outputs["enc_outputs"] = {"pred_logits": logits[0], "pred_boxes": boxes[0]}
+    with pytest.raises(ValueError, match="enc_outputs are scored by the focal loss"):
+        criterion_of("softmax")(outputs, random_targets([1]))
