@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,14 @@ from zoo.models.detr.anchors import (
 )
 from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.dab_keys import COCO_IDS, LAYOUTS
-from zoo.models.detr.denoising import DenoisingQueries, LabelEmbedding, denoising_queries
-from zoo.models.detr.dense import DenseHead, DenseOutput
+from zoo.models.detr.denoising import LabelEmbedding, denoising_queries
+from zoo.models.detr.dense import DenseHead
+from zoo.models.detr.focal import (
+    LayeredOutput,
+    focal_criterion,
+    focal_postprocess,
+    layered_output,
+)
 from zoo.models.layers.backbone import Backbone, NanoBackbone, build_backbone, known_unpadded
 from zoo.models.layers.conditional import (
     ConditionalDecoderLayer,
@@ -65,7 +71,7 @@ from zoo.models.layers.fusion import LevelFusion, level_of
 from zoo.models.layers.position import anchor_sine, sine_position
 from zoo.models.layers.transformer import ACTIVATIONS, MLP, init_xavier
 from zoo.registry import ModelSpec, register_model
-from zoo.types import Criterion, Postprocess, Target
+from zoo.types import Target
 from zoo.weights import Weights
 
 
@@ -120,21 +126,6 @@ class DabDetrConfig:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     max_detections: int = 100
-
-
-class DabDetrOutput(TypedDict, total=False):
-    """What the model returns; boxes are cxcywh in 0..1 of the unpadded image.
-
-    In training with ``aux_loss``, ``aux_outputs`` holds the same two keys for every earlier
-    decoder layer (and, first, for the selected proposals); with denoising, ``dn_outputs`` is what
-    :class:`zoo.models.detr.criterion.SetCriterion` documents.
-    """
-
-    pred_logits: Tensor  # [B, Q, K]
-    pred_boxes: Tensor  # [B, Q, 4]
-    aux_outputs: list[dict[str, Tensor]]
-    dn_outputs: dict[str, Any]
-    dense_outputs: DenseOutput
 
 
 class DabDecoder(nn.Module):
@@ -274,7 +265,7 @@ class DabDetr(nn.Module):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         targets: Sequence[Target] | None = None,
-    ) -> DabDetrOutput:
+    ) -> LayeredOutput:
         """Predictions for a batch of images.
 
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
@@ -320,7 +311,9 @@ class DabDetr(nn.Module):
             every=self.training and self.config.aux_loss,
         )
         logits = exact(self.class_embed, states)
-        out = self._outputs(logits, boxes, proposals, noised)
+        out = layered_output(
+            logits, boxes, training=self.training, proposals=proposals, noised=noised
+        )
         if self.training and self.config.dense_side:
             out["dense_outputs"] = self.dense(memory, mask)
         return out
@@ -352,28 +345,6 @@ class DabDetr(nn.Module):
             content = content + self.label_embed.unknown()
         return content, anchors, proposals
 
-    def _outputs(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        proposals: list[dict[str, Tensor]],
-        noised: DenoisingQueries | None,
-    ) -> DabDetrOutput:
-        """Logits [N, B, L + Q, K] and boxes [N, B, L + Q, 4] of layers, taken apart."""
-        first = noised.length if noised is not None else 0
-        layers = zip(logits[:, :, first:], boxes[:, :, first:], strict=True)
-        *earlier, last = [{"pred_logits": c, "pred_boxes": b} for c, b in layers]
-        out = DabDetrOutput(pred_logits=last["pred_logits"], pred_boxes=last["pred_boxes"])
-        if self.training and (proposals or earlier):
-            out["aux_outputs"] = [*proposals, *earlier]
-        if noised is not None:
-            out["dn_outputs"] = {
-                "pred_logits": logits[:, :, :first],
-                "pred_boxes": boxes[:, :, :first],
-                "denoising": noised,
-            }
-        return out
-
 
 def _check(config: DabDetrConfig) -> None:
     if config.activation not in ACTIVATIONS:
@@ -403,30 +374,6 @@ def _backbone(config: DabDetrConfig) -> Backbone:
 # ---- Variants ---------------------------------------------------------------------------------
 
 
-def _criterion(config: DabDetrConfig, num_classes: int) -> Criterion:
-    from zoo.models.detr.criterion import SetCriterion
-    from zoo.models.detr.matcher import HungarianMatcher
-
-    costs = config.cost_class, config.cost_bbox, config.cost_giou
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    return SetCriterion(
-        num_classes,
-        HungarianMatcher(*costs, kind="focal", alpha=alpha, gamma=gamma),
-        kind="focal",
-        coef_class=config.coef_class,
-        coef_bbox=config.coef_bbox,
-        coef_giou=config.coef_giou,
-        alpha=alpha,
-        gamma=gamma,
-    )
-
-
-def _postprocess(config: DabDetrConfig) -> Postprocess:
-    from zoo.models.detr.postprocess import DetectionPostprocess
-
-    return DetectionPostprocess(kind="focal", max_detections=config.max_detections)
-
-
 def _predictor(*args: Any, **kwargs: Any) -> Any:
     from zoo.models.detr.detector import Detector
 
@@ -445,8 +392,8 @@ def dab_spec(
     return ModelSpec(
         config=config,
         build=DabDetr,
-        criterion=_criterion,
-        postprocess=_postprocess,
+        criterion=focal_criterion,
+        postprocess=focal_postprocess,
         predictor=_predictor,
         recipe=recipe,
         weights=weights or {},

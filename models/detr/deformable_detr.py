@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,14 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.models.detr.anchors import MAX_LOGIT, box_head, class_head, exact
 from zoo.models.detr.coco_classes import COCO_91
-from zoo.models.detr.criterion import SetCriterion
 from zoo.models.detr.deformable_keys import COCO_IDS, LAYOUTS
 from zoo.models.detr.detector import Detector
-from zoo.models.detr.matcher import HungarianMatcher
-from zoo.models.detr.postprocess import DetectionPostprocess
+from zoo.models.detr.focal import (
+    LayeredOutput,
+    focal_criterion,
+    focal_postprocess,
+    layered_output,
+)
 from zoo.models.layers.backbone import Backbone, build_backbone
 from zoo.models.layers.deformable_transformer import (
     DeformableDecoder,
@@ -49,7 +52,6 @@ from zoo.models.layers.levels import LevelProjection
 from zoo.models.layers.position import sine_waves
 from zoo.models.layers.transformer import MLP, init_xavier
 from zoo.registry import ModelSpec, register_model
-from zoo.types import Criterion, Postprocess
 from zoo.weights import Weights
 
 
@@ -85,20 +87,6 @@ class DeformableDetrConfig:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     max_detections: int = 100
-
-
-class DeformableDetrOutput(TypedDict, total=False):
-    """What the model returns; boxes are cxcywh in 0..1 of the unpadded image.
-
-    In training with ``aux_loss``, ``aux_outputs`` holds the same two keys for every earlier
-    decoder layer, first to last; in training in two stages, ``enc_outputs`` holds them for the
-    proposals of all S cells of the memory.
-    """
-
-    pred_logits: Tensor  # [B, Q, K]
-    pred_boxes: Tensor  # [B, Q, 4]
-    aux_outputs: list[dict[str, Tensor]]
-    enc_outputs: dict[str, Tensor]
 
 
 class DeformableDetr(nn.Module):
@@ -153,9 +141,7 @@ class DeformableDetr(nn.Module):
             last = cast(MLP, self.bbox_embed[0]).layers[-1]
             nn.init.constant_(cast(nn.Linear, last).bias[2:], -2.0)
 
-    def forward(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None
-    ) -> DeformableDetrOutput:
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> LayeredOutput:
         """Predictions for a batch of images.
 
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
@@ -205,19 +191,14 @@ class DeformableDetr(nn.Module):
         query_pos, content = self.pos_trans_norm(self.pos_trans(sines)).chunk(2, -1)
         return content, query_pos, boxes.clamp(-MAX_LOGIT, MAX_LOGIT)
 
-    def _outputs(self, states: Tensor, boxes: Tensor) -> DeformableDetrOutput:
+    def _outputs(self, states: Tensor, boxes: Tensor) -> LayeredOutput:
         """Predictions of the layers with states [N, B, Q, D] and boxes [N, B, Q, 4]."""
         heads = list(self.class_embed)[-len(states) :]  # of the last N layers
         if len(heads) < len(states):
             logits = list(exact(heads[0], states))
         else:
             logits = [exact(head, state) for head, state in zip(heads, states, strict=True)]
-        layers = zip(logits, boxes, strict=True)
-        *earlier, last = [{"pred_logits": c, "pred_boxes": b} for c, b in layers]
-        out = DeformableDetrOutput(pred_logits=last["pred_logits"], pred_boxes=last["pred_boxes"])
-        if earlier:
-            out["aux_outputs"] = earlier
-        return out
+        return layered_output(torch.stack(list(logits)), boxes, training=self.training)
 
 
 def _copies(head: nn.Module, count: int) -> nn.ModuleList:
@@ -226,25 +207,6 @@ def _copies(head: nn.Module, count: int) -> nn.ModuleList:
 
 
 # ---- Variants ---------------------------------------------------------------------------------
-
-
-def _criterion(config: DeformableDetrConfig, num_classes: int) -> Criterion:
-    costs = config.cost_class, config.cost_bbox, config.cost_giou
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    return SetCriterion(
-        num_classes,
-        HungarianMatcher(*costs, kind="focal", alpha=alpha, gamma=gamma),
-        kind="focal",
-        coef_class=config.coef_class,
-        coef_bbox=config.coef_bbox,
-        coef_giou=config.coef_giou,
-        alpha=alpha,
-        gamma=gamma,
-    )
-
-
-def _postprocess(config: DeformableDetrConfig) -> Postprocess:
-    return DetectionPostprocess(kind="focal", max_detections=config.max_detections)
 
 
 # One row a class: of the heads of all layers, and of the proposals'.
@@ -260,8 +222,8 @@ def _spec(recipe: str, weights: Mapping[str, Weights] | None = None, **settings:
     return ModelSpec(
         config=config,
         build=DeformableDetr,
-        criterion=_criterion,
-        postprocess=_postprocess,
+        criterion=focal_criterion,
+        postprocess=focal_postprocess,
         predictor=Detector,
         recipe=recipe,
         weights=weights or {},

@@ -21,17 +21,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.models.detr.anchors import MAX_LOGIT, MIN_SIDE, box_head, class_head, exact
-from zoo.models.detr.contrastive import ContrastiveQueries, contrastive_queries
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.contrastive import contrastive_queries
 from zoo.models.detr.detector import Detector
-from zoo.models.detr.matcher import HungarianMatcher
-from zoo.models.detr.postprocess import DetectionPostprocess
+from zoo.models.detr.focal import (
+    LayeredOutput,
+    focal_criterion,
+    focal_postprocess,
+    layered_output,
+)
 from zoo.models.layers.backbone import Backbone, build_backbone
 from zoo.models.layers.deformable_transformer import (
     DeformableDecoder,
@@ -42,7 +45,7 @@ from zoo.models.layers.levels import FlatLevels, LevelProjection
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import MLP, init_xavier
 from zoo.registry import ModelSpec, register_model
-from zoo.types import Criterion, Postprocess, Target
+from zoo.types import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +86,6 @@ class DinoConfig:
     max_detections: int = 300
 
 
-class DinoOutput(TypedDict, total=False):
-    """What the model returns; boxes are cxcywh in 0..1 of the unpadded image.
-
-    In training with ``aux_loss``, ``aux_outputs`` holds the same two keys for the chosen proposals
-    and for every earlier decoder layer; with denoising, ``dn_outputs`` is what
-    :class:`zoo.models.detr.criterion.SetCriterion` documents.
-    """
-
-    pred_logits: Tensor  # [B, Q, K]
-    pred_boxes: Tensor  # [B, Q, 4]
-    aux_outputs: list[dict[str, Tensor]]
-    dn_outputs: dict[str, Any]
-
-
 class Dino(nn.Module):
     """The model; ``backbone`` replaces the one that the config names."""
 
@@ -135,7 +124,7 @@ class Dino(nn.Module):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         targets: Sequence[Target] | None = None,
-    ) -> DinoOutput:
+    ) -> LayeredOutput:
         """Predictions for a batch of images.
 
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
@@ -174,7 +163,10 @@ class Dino(nn.Module):
             self_mask=self_mask,
             every=self.training and self.config.aux_loss,
         )
-        return self._outputs(exact(self.class_embed, states), boxes, chosen, noised)
+        logits = exact(self.class_embed, states)
+        return layered_output(
+            logits, boxes, training=self.training, proposals=[chosen], noised=noised
+        )
 
     def _queries(
         self, memory: Tensor, levels: FlatLevels
@@ -188,54 +180,13 @@ class Dino(nn.Module):
         content = self.content.weight[: best.shape[1]].expand(best.shape[0], -1, -1)
         return content, boxes.detach().clamp(-MAX_LOGIT, MAX_LOGIT), chosen
 
-    def _places(self, references: Tensor) -> Tensor:
-        """Position embeddings [B, Q, D] of boxes [B, Q, 4] in 0..1."""
+    def _places(self, references: Tensor, content: Tensor, layer: int) -> Tensor:
+        """Position embeddings [B, Q, D] of boxes [B, Q, 4] in 0..1, whatever the content is."""
         sines = anchor_sine(references, self.config.dim // 2)
         return self.ref_point_head(sines.to(self.content.weight.dtype))
 
-    def _outputs(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        chosen: dict[str, Tensor],
-        noised: ContrastiveQueries | None,
-    ) -> DinoOutput:
-        """Logits [N, B, L + Q, K] and boxes [N, B, L + Q, 4] of layers, taken apart."""
-        first = noised.length if noised is not None else 0
-        layers = zip(logits[:, :, first:], boxes[:, :, first:], strict=True)
-        *earlier, last = [{"pred_logits": c, "pred_boxes": b} for c, b in layers]
-        out = DinoOutput(pred_logits=last["pred_logits"], pred_boxes=last["pred_boxes"])
-        if self.training:
-            out["aux_outputs"] = [chosen, *earlier]
-        if noised is not None:
-            out["dn_outputs"] = {
-                "pred_logits": logits[:, :, :first],
-                "pred_boxes": boxes[:, :, :first],
-                "denoising": noised,
-            }
-        return out
-
 
 # ---- Variants ---------------------------------------------------------------------------------
-
-
-def _criterion(config: DinoConfig, num_classes: int) -> Criterion:
-    costs = config.cost_class, config.cost_bbox, config.cost_giou
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    return SetCriterion(
-        num_classes,
-        HungarianMatcher(*costs, kind="focal", alpha=alpha, gamma=gamma),
-        kind="focal",
-        coef_class=config.coef_class,
-        coef_bbox=config.coef_bbox,
-        coef_giou=config.coef_giou,
-        alpha=alpha,
-        gamma=gamma,
-    )
-
-
-def _postprocess(config: DinoConfig) -> Postprocess:
-    return DetectionPostprocess(kind="focal", max_detections=config.max_detections)
 
 
 def _spec(recipe: str, **settings: Any) -> ModelSpec:
@@ -245,8 +196,8 @@ def _spec(recipe: str, **settings: Any) -> ModelSpec:
     return ModelSpec(
         config=config,
         build=Dino,
-        criterion=_criterion,
-        postprocess=_postprocess,
+        criterion=focal_criterion,
+        postprocess=focal_postprocess,
         predictor=Detector,
         recipe=recipe,
         class_rows=(*rows, *["label_embed.weight"] * bool(config.dn_queries)),

@@ -19,7 +19,8 @@ from zoo.models.layers.deformable import DeformableAttention, Shapes
 from zoo.models.layers.levels import FlatLevels
 from zoo.models.layers.transformer import Attention, activation, init_xavier
 
-PlaceEmbedding = Callable[[Tensor], Tensor]
+# Of a layer's references [B, Q, 2 or 4], its incoming contents [B, Q, D] and its number.
+PlaceEmbedding = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -166,7 +167,7 @@ class DeformableDecoder(nn.Module):
         ``x`` [B, Q, D] are the contents and ``anchors`` the logits of the first references, points
         [B, Q, 2] or boxes [B, Q, 4] of the unpadded image; ``memory`` [B, S, D] of ``levels``.
         ``query_pos`` is [B, Q, D], or makes that of a layer's references [B, Q, 2 or 4] (0..1 of
-        the finest padded map). ``box_heads`` has one head a layer, or one for all; a layer's box
+        the finest padded map), its contents and its number. ``box_heads`` has one head a layer, or one for all; a layer's box
         is its references' plus the head's of its state. With ``refine`` that box, detached, is the
         next layer's reference; with ``look_forward_twice`` (DINO, arXiv 2203.03605, section 4.3)
         the next layer's box is added to it undetached. States are normed; where there is a norm,
@@ -178,7 +179,9 @@ class DeformableDecoder(nn.Module):
         base, last = anchors, len(self.layers) - 1
         for n, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
             references = levels.scaled(anchors.sigmoid())
-            pos = query_pos if isinstance(query_pos, Tensor) else query_pos(references[:, :, 0])
+            pos = query_pos
+            if not isinstance(pos, Tensor):
+                pos = pos(references[:, :, 0], x, n)
             x = layer(
                 x,
                 pos,

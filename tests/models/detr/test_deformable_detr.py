@@ -425,7 +425,7 @@ def test_the_decoder_takes_a_norm_a_mask_and_positions_of_references() -> None:
     place = nn.Linear(4, 64)
     seen: list[Tensor] = []
 
-    def embed(references: Tensor) -> Tensor:
+    def embed(references: Tensor, content: Tensor, layer: int) -> Tensor:
         seen.append(references)
         return place(references)
 

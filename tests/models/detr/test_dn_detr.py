@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.models.detr.dab_detr import DabDetr, DabDetrConfig, DabDetrOutput
+from zoo.models.detr.dab_detr import DabDetr, DabDetrConfig
 from zoo.models.detr.dab_keys import LAYOUTS
+from zoo.models.detr.focal import LayeredOutput
 from zoo.registry import build_model, model_spec
 from zoo.types import Target
 from zoo.weights import Loaded, initialise
@@ -59,7 +60,7 @@ def shaken(config: DabDetrConfig) -> DabDetr:
     return model
 
 
-def matching(out: DabDetrOutput) -> list[Tensor]:
+def matching(out: LayeredOutput) -> list[Tensor]:
     """All outputs of the queries that are matched."""
     return [v for o in [out, *out["aux_outputs"]] for v in (o["pred_logits"], o["pred_boxes"])]
 

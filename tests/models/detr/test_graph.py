@@ -19,7 +19,7 @@ from zoo.models.detr.graph import (
 )
 from zoo.registry import build_model
 
-MEMBERS = ("detr_nano", "dab_detr_nano", "dn_detr_nano")
+MEMBERS = ("detr_nano", "dn_detr_nano", "deformable_detr_nano", "dino_nano")
 SIZES = [(1, 160, 224), (4, 256, 200), (3, 165, 197)]
 
 
