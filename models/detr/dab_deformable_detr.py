@@ -105,7 +105,9 @@ class DabDeformableDetr(nn.Module):
         sizes = (dim, config.num_heads, config.ffn_dim, config.dropout)
         shape = {"num_levels": levels, "num_points": config.num_points}
         self.encoder = DeformableEncoder(*sizes, num_layers=config.encoder_layers, **shape)
-        self.decoder = DeformableDecoder(*sizes, num_layers=config.decoder_layers, **shape)
+        self.decoder = DeformableDecoder(
+            *sizes, num_layers=config.decoder_layers, norm=False, **shape
+        )
         self.anchors = Anchors(
             config.num_queries, freeze_xy=config.random_refpoints_xy, sizes=config.anchor_sizes
         )
