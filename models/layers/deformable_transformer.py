@@ -167,11 +167,12 @@ class DeformableDecoder(nn.Module):
         ``x`` [B, Q, D] are the contents and ``anchors`` the logits of the first references, points
         [B, Q, 2] or boxes [B, Q, 4] of the unpadded image; ``memory`` [B, S, D] of ``levels``.
         ``query_pos`` is [B, Q, D], or makes that of a layer's references [B, Q, 2 or 4] (0..1 of
-        the finest padded map), its contents and its number. ``box_heads`` has one head a layer, or one for all; a layer's box
-        is its references' plus the head's of its state. With ``refine`` that box, detached, is the
-        next layer's reference; with ``look_forward_twice`` (DINO, arXiv 2203.03605, section 4.3)
-        the next layer's box is added to it undetached. States are normed; where there is a norm,
-        the reference moves by the head over the state before it, as in DINO's release.
+        the finest padded map), its contents and its number. ``box_heads`` has one head a layer, or
+        one for all; a layer's box is its references' plus the head's of its state. With ``refine``
+        that box, detached, is the next layer's reference; with ``look_forward_twice`` (DINO, arXiv
+        2203.03605, section 4.3) the next layer's box is added to it undetached. States are normed;
+        where there is a norm, the reference moves by the head over the state before it, as in
+        DINO's release.
         """
         memory = autocast_once(memory)  # once, not in every layer's projection
         heads = list(box_heads) if len(box_heads) > 1 else [box_heads[0]] * len(self.layers)
