@@ -166,14 +166,15 @@ class ConditionalDecoderLayer(nn.Module):
         return self.norm3(x + self.dropout(mixed))
 
     @torch.no_grad()
-    def align_places(self) -> None:
+    def align_places(self, gain: float = 1.0) -> None:
         """Start with attention to where the query is.
 
         With one projection W for both, the score of two places is the product of their sines
         under W'W, which is near the identity for random weights: it falls with their distance.
-        The sines have to be of one temperature.
+        The sines have to be of one temperature. ``gain`` multiplies the scores, and narrows the
+        window that attention begins with.
         """
-        self.ca_qpos_sine_proj.weight.copy_(self.ca_kpos_proj.weight)
+        self.ca_qpos_sine_proj.weight.copy_(self.ca_kpos_proj.weight * gain)
         nn.init.zeros_(self.ca_qpos_sine_proj.bias)
         nn.init.zeros_(self.ca_kpos_proj.bias)
 
