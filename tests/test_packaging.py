@@ -107,24 +107,35 @@ def test_console_scripts_are_functions():
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported_names(path: Path) -> Iterator[tuple[str, bool]]:
+    """Names of imported packages, and whether the import stands inside a function."""
+
+    def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name.split(".")[0], inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module or ""
+            yield (node.module or "").split(".")[0], inside
+        inside = inside or isinstance(node, ast.FunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+def declared(section: str, key: str) -> set[str]:
+    names = [re.match(r"[\w-]+", line).group() for line in entries(section, key)]
+    return {IMPORTED_AS.get(n, n.replace("-", "_")) for n in names}
 
 
 def test_what_is_imported_is_declared():
-    lines = entries("options", "install_requires")
-    names = [re.match(r"[\w-]+", line).group() for line in lines]
-    declared = {IMPORTED_AS.get(n, n.replace("-", "_")) for n in names}
-    known = declared | sys.stdlib_module_names | {"zoo"}
+    """What an extra brings is imported where it is used, and nowhere else."""
+    known = declared("options", "install_requires") | sys.stdlib_module_names | {"zoo"}
+    extra = declared("options.extras_require", "onnx")
     undeclared = {
-        (top, str(path.relative_to(ROOT)))
+        (name, str(path.relative_to(ROOT)))
         for path in modules().values()
-        for top in (name.split(".")[0] for name in imported_names(path))
-        if top not in known
+        for name, inside in imported_names(path)
+        if name not in known and not (inside and name in extra)
     }
     assert not undeclared
 
