@@ -25,7 +25,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.datasets.coco_eval import CocoEvaluator
@@ -37,6 +39,7 @@ from zoo.datasets.coco_records import (
     read_records,
 )
 from zoo.datasets.images import MAX_PIXELS, image_size, read_image
+from zoo.datasets.mixing import mixed
 from zoo.datasets.split_files import SplitFiles
 from zoo.datasets.transforms import (
     AugmentConfig,
@@ -50,7 +53,7 @@ from zoo.datasets.transforms import (
 )
 from zoo.errors import ZooError
 from zoo.registry import DataSpec, register_data
-from zoo.types import Batch, DataSource, Detections, Evaluator, Sample, Size
+from zoo.types import Batch, DataSource, Detections, Evaluator, Sample, SampleSet, Size
 
 log = logging.getLogger("zoo")
 
@@ -115,14 +118,20 @@ class CocoDetection:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if not self.train:
-            return self._evaluated(index)
+        return self.planned(index, self._plan) if self.train else self._evaluated(index)
+
+    def frames(self) -> NDArray[np.int64]:
+        """(height, width) [N, 2] of the pictures before any change."""
+        return self.records.sizes
+
+    def planned(self, index: int, plan_of: Callable[[int], Plan]) -> Sample:
+        """The training sample of a picture, or of the next one that can be read, as planned."""
         error: ZooError | None = None
         for step in range(len(self.records)):
             other = (index + step) % len(self.records)
             try:
                 extra = {"instead_of": str(self.records.path(index))} if step else {}
-                return self._sample(other, self._plan(other), extra)
+                return self._sample(other, plan_of(other), extra)
             except ZooError as caught:
                 error = self._note(other, caught)
         raise ZooError(f"no picture of {self.records.files.annotations} can be read: {error}")
@@ -332,9 +341,12 @@ def _source(
         part = train.overfit(count)
         return _source(name, records, config, part, part)
 
+    samples: SampleSet | None = train
+    if train is not None and train.train:
+        samples = mixed(train, config.augment, seed=config.seed)
     return DataSource(
         name=name,
-        train=train,
+        train=samples,
         val=val,
         collate=collate_detection,
         evaluator=evaluator,

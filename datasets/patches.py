@@ -53,6 +53,12 @@ class PatchesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        augment = self.augment
+        if augment.mosaic or augment.mixup or augment.copy_paste:
+            raise ZooError(
+                "patches are cut out of whole pictures; set data.augment.mosaic, mixup and "
+                "copy_paste to 0"
+            )
         if self.patches < 1 or not 0 < self.val_share < 1:
             raise ZooError(
                 f"data.patches={self.patches} has to be 1 or more, and data.val_share="

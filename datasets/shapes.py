@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
+from zoo.datasets.mixing import mixed
 from zoo.datasets.shapes_paint import LARGEST, paint
 from zoo.datasets.shapes_scene import CLASSES, Draws, Scene, lay_out
 from zoo.datasets.transforms import (
     AugmentConfig,
+    Plan,
     collate_detection,
     detection_sample,
     plan_train,
@@ -143,23 +145,29 @@ class ShapesSet:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self.planned(index, self._plan)
+
+    def _plan(self, index: int) -> Plan:
         config, size = self.config, self._drawn[index : index + 1]
-        if self.augmented:
-            plans = plan_train(
-                size,
-                config.augment,
-                seed=config.seed,
-                epoch=self.epoch,
-                indices=self.places[index : index + 1],
-            )
-        else:
-            plans = plan_val(size, config.augment)
+        if not self.augmented:
+            return plan_val(size, config.augment)[0]
+        places = self.places[index : index + 1]
+        return plan_train(size, config.augment, seed=config.seed, epoch=self.epoch, indices=places)[
+            0
+        ]
+
+    def frames(self) -> NDArray[np.int64]:
+        """(height, width) [N, 2] of the pictures as they are drawn."""
+        return self._drawn
+
+    def planned(self, index: int, plan_of: Callable[[int], Plan]) -> Sample:
+        """The sample of a picture under ``plan_of(index)``."""
         scene, picture = self._draw(index)
         return detection_sample(
             picture,
             torch.from_numpy(scene.boxes),
             torch.from_numpy(scene.labels),
-            plans[0],
+            plan_of(index),
             frame=scene.size,
             image_id=self.image_id(index),
         )
@@ -268,9 +276,10 @@ def _source(config: ShapesConfig, train: ShapesSet, val: ShapesSet) -> DataSourc
         part = train.overfit(count)
         return _source(config, part, part)
 
+    augment, seed = config.augment, config.seed
     return DataSource(
         name="shapes",
-        train=train,
+        train=mixed(train, augment, seed=seed) if train.augmented else train,
         val=val,
         collate=collate_detection,
         evaluator=evaluator,

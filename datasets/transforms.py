@@ -11,12 +11,18 @@ one at most 1333, or, with probability 0.5, the short side to 400, 500 or 600, a
 384 to 600 pixels a side is cut out, and that is resized in the first way. The three steps of the
 second way are composed into one crop of the original and one resize, with the sizes, the rounding
 and the distribution of the original steps.
+
+``scale_jitter`` is the large-scale jitter of arXiv 2012.07177 (section 3; 0.1 to 2.0 there): what
+the recipe shows is magnified or made smaller by a drawn factor, in the frame that it has anyway,
+so that a result's size does not depend on it. What then lies beyond the picture is grey.
+
+Several pictures in one sample (mosaic, mixup, copy-paste) are :mod:`zoo.datasets.mixing`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +40,10 @@ from zoo.types import Meta, Sample, Size
 
 collate_detection = Collate({"pixel_values": Pad(0, dims=(1, 2), mask="pixel_mask")})
 
+GREY = 114  # what there is beyond a picture's edge: about the mean of ImageNet's pixels
+MIN_VISIBLE = 0.25  # of its area a box keeps, or it goes, where cuts are many (see Plan.visible)
+_SPREAD = np.array([0.125, 0.5, 0.5, 0.05])  # of colours at jitter 1: those of SSD
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -50,13 +60,27 @@ class AugmentConfig:
     flip: float = 0.5  # probability of a left-right flip
     vertical_flip: float = 0.0  # probability of an upside-down flip
     jitter: float = 0.0  # strength of changes of colour; 0: none, 1: those of SSD
+    scale_jitter: tuple[float, float] = (1.0, 1.0)  # least and greatest magnification
+    mosaic: float = 0.0  # probability that a sample is put together of four pictures
+    mixup: float = 0.0  # probability that another picture shines through
+    copy_paste: float = 0.0  # probability that another picture's objects are pasted into it
+    # The part of the run after which the four above are off; decided at the start of an epoch.
+    mix_until: float = 0.85
     val_size: int = 800
     val_max_size: int = 1333
 
     def __post_init__(self) -> None:
-        for name in ("crop", "flip", "vertical_flip"):
+        shares = ("crop", "flip", "vertical_flip", "mosaic", "mixup", "copy_paste", "mix_until")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ZooError(f"data.augment.{name}={getattr(self, name)} is not in 0..1")
+        if len(self.scale_jitter) != 2 or not (
+            0.05 <= self.scale_jitter[0] <= self.scale_jitter[1] <= 10
+        ):
+            raise ZooError(
+                f"data.augment.scale_jitter={self.scale_jitter} is not (least, greatest) in "
+                "0.05..10"
+            )
         if not 0 <= self.jitter <= 2:
             raise ZooError(f"data.augment.jitter={self.jitter} is not in 0..2")
         for name in ("sizes", "crop_resize", "crop_size", "max_size", "val_size", "val_max_size"):
@@ -72,8 +96,8 @@ class AugmentConfig:
 class Geometry:
     """Where the pixels come from: a part of the picture, brought to a size, then flipped.
 
-    ``crop`` is (top, left, height, width) in pixels of the original picture, not rounded;
-    ``size`` is (height, width) of the result.
+    ``crop`` is (top, left, height, width) in pixels of the original picture, not rounded; it may
+    stand over the picture's edges, and is grey there. ``size`` is (height, width) of the result.
     """
 
     crop: tuple[float, float, float, float]
@@ -94,10 +118,15 @@ class Colour:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is done to one picture."""
+    """All that is done to one picture.
+
+    A box that keeps less than the part ``visible`` of its area, or has a side below one pixel
+    then, is no target any more; with 0, as in DETR, whatever is left of a box stays one.
+    """
 
     geometry: Geometry
     colour: Colour = Colour()
+    visible: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,13 +134,14 @@ class Plans:
     """The plans of N samples as arrays; ``plans[i]`` is sample i's.
 
     ``crops`` [N, 4] float64, ``out`` [N, 2] int64 (height, width), ``flips`` [N, 2] bool
-    (left-right, upside-down), ``colours`` [N, 4] float64.
+    (left-right, upside-down), ``colours`` [N, 4] float64; ``visible`` is the same for all.
     """
 
     crops: NDArray[np.float64]
     out: NDArray[np.int64]
     flips: NDArray[np.bool_]
     colours: NDArray[np.float64]
+    visible: float = 0.0
 
     def __len__(self) -> int:
         return len(self.out)
@@ -121,7 +151,7 @@ class Plans:
         size: Size = (int(self.out[i, 0]), int(self.out[i, 1]))
         hflip, vflip = self.flips[i].tolist()
         geometry = Geometry((top, left, height, width), size, hflip, vflip)
-        return Plan(geometry, Colour(*self.colours[i].tolist()))
+        return Plan(geometry, Colour(*self.colours[i].tolist()), self.visible)
 
     def sizes(self) -> list[Size]:
         """(height, width) of every result."""
@@ -175,7 +205,7 @@ def plan_train(
     """
     orig = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
     places = np.arange(len(orig)) if indices is None else np.asarray(indices)
-    u = uniforms(17, places, seed=seed, epoch=epoch)
+    u = uniforms(20, places, seed=seed, epoch=epoch)
 
     whole = np.zeros((len(orig), 4))
     whole[:, 2:] = orig
@@ -188,13 +218,59 @@ def plan_train(
     crops = np.where(cut, np.concatenate([corner, part], axis=1) * back, whole)
     out = resized(np.where(cut, part, orig), _pick(u[:, 1], config.sizes), config.max_size)
     flips = u[:, 7:9] < (config.flip, config.vertical_flip)
+    jittered = config.scale_jitter != (1.0, 1.0)
+    if jittered:
+        crops = _zoomed(crops, u[:, 17:20], config.scale_jitter)
+    colours = _colours(u[:, 9:17], config)
+    return Plans(crops, out, flips, colours, MIN_VISIBLE if jittered else 0.0)
 
-    # The ranges of SSD (Liu et al., ECCV 2016) at strength 1, each applied to every other picture.
-    spread = config.jitter * np.array([0.125, 0.5, 0.5, 0.05])
-    shift = np.where(u[:, 9:13] < 0.5, (2 * u[:, 13:17] - 1) * spread, 0.0)
+
+def _colours(u: NDArray[np.float64], config: AugmentConfig) -> NDArray[np.float64]:
+    """Factors and hues [N, 4] of draws [N, 8].
+
+    The ranges of SSD (Liu et al., ECCV 2016) at strength 1, each applied to every other picture.
+    """
+    shift = np.where(u[:, :4] < 0.5, (2 * u[:, 4:] - 1) * (config.jitter * _SPREAD), 0.0)
     colours = np.array([1.0, 1.0, 1.0, 0.0]) + shift
     colours[:, :3] = colours[:, :3].clip(min=0)
-    return Plans(crops, out, flips, colours)
+    return colours
+
+
+def _zoomed(
+    crops: NDArray[np.float64], u: NDArray[np.float64], factors: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Windows [N, 4] that show ``crops`` magnified by a factor of draws [N, 3], somewhere.
+
+    A smaller window lies inside the one that was there, a larger one around it.
+    """
+    least, most = factors
+    sides = crops[:, 2:] / (least + u[:, :1] * (most - least))
+    return np.concatenate([crops[:, :2] + u[:, 1:] * (crops[:, 2:] - sides), sides], axis=1)
+
+
+WINDOW_DRAWS = 13  # random numbers that a window takes
+
+
+def plan_windows(
+    frames: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    config: AugmentConfig,
+    u: NDArray[np.float64],
+    zoom: tuple[float, float],
+) -> Plans:
+    """Plans that fill results of given ``sizes`` with a window of each picture, as it stands.
+
+    ``frames`` and ``sizes`` [N, 2] are (height, width) of the pictures and of the results; ``u``
+    [N, ``WINDOW_DRAWS``] are draws in 0..1. At zoom 1 a window is the largest part of the picture
+    that has the result's shape; it is magnified by a factor between those of ``zoom``, and where
+    that is below 1 there is grey around the picture.
+    """
+    least, most = zoom
+    scale = (sizes / frames).max(axis=1, keepdims=True) * (least + u[:, :1] * (most - least))
+    sides = sizes / scale
+    crops = np.concatenate([u[:, 1:3] * (frames - sides), sides], axis=1)
+    flips = u[:, 3:5] < (config.flip, config.vertical_flip)
+    return Plans(crops, sizes, flips, _colours(u[:, 5:13], config), MIN_VISIBLE)
 
 
 def plan_val(sizes: NDArray[Any] | Sequence[Size], config: AugmentConfig) -> Plans:
@@ -221,8 +297,12 @@ def apply_geometry(
     ``frame`` (height, width) is the pixel grid in which ``geometry.crop`` and ``boxes`` (xyxy
     [M, 4]) are given. Returns the image [3, *geometry.size] and the boxes in its pixels, clipped
     to it; a box that was cut off has no width or height left. The crop is rounded to whole pixels
-    of ``image``, and the boxes follow the rounded one.
+    of ``image``, and the boxes follow the rounded one. Where it stands over the picture's edges,
+    the picture's share of the result is rounded to whole pixels of that, instead.
     """
+    inner, share = _within(geometry, frame)
+    if share is not None:
+        return _on_grey(image, boxes, geometry, inner, share, frame)
     height, width = image.shape[-2:]
     down, right = height / frame[0], width / frame[1]
     scale = torch.tensor([right, down, right, down])
@@ -247,6 +327,54 @@ def apply_geometry(
     if geometry.vflip:
         picture, found = F.vertical_flip(picture), F.vertical_flip(found)
     return picture.as_subclass(Tensor), found.as_subclass(Tensor)
+
+
+def _within(geometry: Geometry, frame: Size) -> tuple[Geometry, tuple[int, int, int, int] | None]:
+    """The part of a plan that shows the picture, unflipped, and where in the result it lies.
+
+    As (top, left, height, width) in pixels of the result; None where it is the whole result.
+    """
+    spans, parts = [], []
+    for axis in (0, 1):
+        start, length, out = geometry.crop[axis], geometry.crop[axis + 2], geometry.size[axis]
+        scale = out / length
+        first = min(max(round(-start * scale), 0), out - 1)
+        last = max(min(round((frame[axis] - start) * scale), out), first + 1)
+        parts.append((first, last))
+        spans.append((max(start, 0.0), min(start + length, frame[axis])))
+    (top, bottom), (left, right) = parts
+    if (top, left, bottom, right) == (0, 0, *geometry.size):
+        return geometry, None
+    crop = (spans[0][0], spans[1][0], spans[0][1] - spans[0][0], spans[1][1] - spans[1][0])
+    place = (top, left, bottom - top, right - left)
+    return Geometry(crop, (bottom - top, right - left)), place
+
+
+def _on_grey(
+    image: Tensor,
+    boxes: Tensor,
+    geometry: Geometry,
+    inner: Geometry,
+    place: tuple[int, int, int, int],
+    frame: Size,
+) -> tuple[Tensor, Tensor]:
+    """The picture as ``inner`` says, at its place in a grey result, flipped with it."""
+    height, width = geometry.size
+    top, left, tall, wide = place
+    if geometry.vflip:
+        top = height - top - tall
+    if geometry.hflip:
+        left = width - left - wide
+    inner = replace(inner, hflip=geometry.hflip, vflip=geometry.vflip)
+    pixels, found = apply_geometry(image, boxes, inner, frame)
+    canvas = blank((height, width))
+    canvas[:, top : top + tall, left : left + wide] = pixels
+    return canvas, found + found.new_tensor([left, top, left, top])
+
+
+def blank(size: Size) -> Tensor:
+    """A grey picture, uint8 [3, H, W], in the memory order of decoded ones."""
+    return torch.full((*size, 3), GREY, dtype=torch.uint8).permute(2, 0, 1)
 
 
 def _edges(start: float, length: float, scale: float, limit: int) -> tuple[int, int]:
@@ -283,13 +411,19 @@ def detection_sample(
 
     ``image`` uint8 [3, h, w] at any scale of the original, ``boxes`` [M, 4] xyxy in pixels of
     ``frame`` (height, width), the original's size; ``labels`` [M] class indices. Boxes that the
-    crop leaves nothing of are dropped with their labels. The target holds ``boxes`` normalised
-    cxcywh of the result, ``area`` of the boxes in its pixels, and the sizes before and after.
+    crop leaves nothing of, or too little (``plan.visible``), are dropped with their labels. The
+    target holds ``boxes`` normalised cxcywh of the result, ``area`` of the boxes in its pixels,
+    and the sizes before and after.
     """
     height, width = plan.geometry.size
     pixels, found = apply_geometry(image, boxes, plan.geometry, frame)
     pixels = apply_colour(pixels, plan.colour)
     kept = (found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])
+    if plan.visible > 0:
+        _, _, tall, wide = plan.geometry.crop
+        whole = (boxes[:, 2:] - boxes[:, :2]).float().prod(1) * (height / tall * width / wide)
+        sides = found[:, 2:] - found[:, :2]
+        kept = (sides.prod(1) >= plan.visible * whole) & (sides >= 1).all(1)
     found, labels = found[kept], labels[kept]
     area = (found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1])
     relative = found / torch.tensor([width, height, width, height], dtype=torch.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ToyModel, toy_source, toy_spec
+from toy import ToyModel, ToySet, toy_source, toy_spec
 
 from zoo import checkpoint
 from zoo.config import Config, LoaderSection, OptimSection, RunSection
@@ -248,3 +248,55 @@ def test_two_ranks_score_every_sample_once_and_end_with_equal_parameters(tmp_pat
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
+
+
+class FollowingSet(ToySet):
+    """Samples that are scaled by the progress they were told, and a note of what that was."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.progress = -1.0
+        self.told: list[tuple[int, float]] = []
+
+    def set_progress(self, progress: float) -> None:
+        self.progress = progress
+        self.told.append((self.epoch, progress))
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        sample.inputs["values"] *= 1 - self.progress
+        return sample
+
+
+def following(out: Path, **sections) -> Trainer:
+    settings = config(**sections)
+    spec, source = toy_spec(dropout=0.3), toy_source()
+    source = replace(source, train=FollowingSet(len(source.train)))
+    torch.manual_seed(settings.run.seed)
+    model = spec.build(spec.config, 2)
+    return Trainer(settings, spec, source, model, device=CPU, out=out)
+
+
+@pytest.mark.parametrize("kill", [2, 4, 7, 9])
+def test_samples_follow_the_progress_of_the_epochs_start_also_resumed(tmp_path, kill):
+    sections = {"run": {"save_steps": 1}}
+    whole = following(tmp_path / "whole", **sections)
+    whole.fit()
+    assert set(whole.train_set.told) == {(e, e / 3) for e in range(3)}
+    cut = following(tmp_path / "cut", **sections)
+    interrupted_at(cut, kill)
+    again = following(tmp_path / "cut", **sections)
+    assert again.resume()
+    again.fit()
+    assert set(again.train_set.told) <= set(whole.train_set.told)
+    for key, value in published(tmp_path / "whole").items():
+        assert torch.equal(value, published(tmp_path / "cut")[key]), key
+
+
+def test_where_the_clock_bounds_the_run_progress_is_the_clocks(tmp_path):
+    t = following(tmp_path, run={"max_minutes": 1.0, "epochs": 100, "save_steps": 1})
+    t.minutes = 0.5  # as if resumed
+    interrupted_at(t, 2)
+    assert t.train_set.told[0][1] == pytest.approx(0.5, abs=0.1)
+    state = checkpoint.load_trainer(tmp_path / "last")
+    assert state["epoch_progress"] == t.train_set.told[0][1]

@@ -24,9 +24,17 @@ from zoo.log import RunLog
 from zoo.optim import AveragedModel, build_optimizer, rate_factor, set_rate
 from zoo.registry import ModelSpec
 from zoo.sampling import EvalBatches, PooledBatches, padded_share
-from zoo.types import DataSource, Sample, SampleSet
+from zoo.types import DataSource, FollowsProgress, Sample, SampleSet
 
-Index = tuple[int, int]  # (epoch, sample): workers need no other word of the epoch
+# (epoch, part of the run that was over at its start, sample): workers need no other word of it.
+Index = tuple[int, float, int]
+
+
+def begin_epoch(samples: SampleSet, epoch: int, progress: float) -> None:
+    """Tell a sample set which epoch it is, and, if it asks, how far the run was at its start."""
+    samples.set_epoch(epoch)
+    if isinstance(samples, FollowsProgress):
+        samples.set_progress(progress)
 
 
 class _ByEpoch(Dataset[Sample]):
@@ -34,29 +42,30 @@ class _ByEpoch(Dataset[Sample]):
 
     def __init__(self, samples: SampleSet) -> None:
         self.samples = samples
-        self.epoch = -1
+        self.begun = (-1, 0.0)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: Index) -> Sample:
-        epoch, index = key
-        if epoch != self.epoch:
-            self.samples.set_epoch(epoch)
-            self.epoch = epoch
+        epoch, progress, index = key
+        if (epoch, progress) != self.begun:
+            begin_epoch(self.samples, epoch, progress)
+            self.begun = (epoch, progress)
         return self.samples[index]
 
 
 class _Keyed:
-    """A batch sampler's batches with the epoch in front of every index."""
+    """A batch sampler's batches with the epoch and its progress in front of every index."""
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
         self.epoch = 0
+        self.progress = 0.0
 
     def __iter__(self) -> Iterator[list[Index]]:
         for batch in self.batches:
-            yield [(self.epoch, index) for index in batch]
+            yield [(self.epoch, self.progress, index) for index in batch]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -75,7 +84,7 @@ def worker_count(asked: int, device: torch.device) -> int:
 def make_loader(
     source: DataSource, samples: SampleSet, batches: Any, workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """A DataLoader of :class:`Batch` over a batch sampler's lists of (epoch, index)."""
+    """A DataLoader of :class:`Batch` over a batch sampler's lists of :data:`Index`."""
     return DataLoader(
         _ByEpoch(samples),
         batch_sampler=batches,
@@ -169,6 +178,7 @@ class Trainer:
         )
         self.epoch = 0
         self.position = 0  # batches of this epoch that are done
+        self.epoch_progress = 0.0  # at the start of this epoch
         self.step = 0
         self.best = float("-inf")
         self.minutes = 0.0  # of earlier processes of this run
@@ -187,6 +197,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "position": self.position,
+            "epoch_progress": self.epoch_progress,
             "step": self.step,
             "best": self.best,
             "minutes": self.elapsed_minutes(),
@@ -221,6 +232,8 @@ class Trainer:
             self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
+        # Checkpoints of before it was kept: what it is where steps bound the run.
+        self.epoch_progress = state.get("epoch_progress", self.epoch / self.config.run.epochs)
         self.best, self.minutes = state["best"], state["minutes"]
         self.evaluated_at, self.eval_seconds = state["evaluated_at"], state["eval_seconds"]
         mine = ranks[distributed.rank()]
@@ -309,10 +322,12 @@ class Trainer:
     ) -> None:
         """Train from the current position to the end of the epoch or of the time."""
         optim, run = self.config.optim, self.config.run
-        self.train_set.set_epoch(self.epoch)
+        if self.position == 0:
+            self.epoch_progress = self._progress
+        begin_epoch(self.train_set, self.epoch, self.epoch_progress)
         self.batches.set_epoch(self.epoch)
         self.batches.start = self.position
-        keyed.epoch = self.epoch
+        keyed.epoch, keyed.progress = self.epoch, self.epoch_progress
         if distributed.is_main() and self.position == 0 and self.epoch == 0:
             self._say_padding()
         steps = train_steps(

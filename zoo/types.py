@@ -166,6 +166,14 @@ class SampleSet(Protocol):
         """(height, width) that each sample will have in the current epoch, without reading it."""
 
 
+@runtime_checkable
+class FollowsProgress(Protocol):
+    """A sample set whose samples depend on how far the run is, besides (seed, epoch, index)."""
+
+    def set_progress(self, progress: float) -> None:
+        """Say which part of the run, 0..1, is over at the start of the current epoch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
     """A training and an evaluation set, and how they are collated and scored.

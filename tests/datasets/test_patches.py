@@ -115,3 +115,5 @@ def test_bad_input(folder, tmp_path_factory):
     assert len(opened(folder, on_error="skip").train) == 19
     with pytest.raises(ZooError, match=r"data\.patches=0"):
         PatchesConfig(patches=0)
+    with pytest.raises(ZooError, match="patches are cut out of whole pictures"):
+        PatchesConfig(augment=AugmentConfig(mosaic=0.5))

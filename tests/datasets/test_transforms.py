@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 from torchvision.ops import box_convert
 
 from zoo.datasets.transforms import (
+    GREY,
+    MIN_VISIBLE,
+    WINDOW_DRAWS,
     AugmentConfig,
     Colour,
     Geometry,
@@ -19,6 +23,7 @@ from zoo.datasets.transforms import (
     detection_sample,
     plan_train,
     plan_val,
+    plan_windows,
     preprocess_of,
     resized,
 )
@@ -203,6 +208,136 @@ def test_boxes_follow_pixels_of_a_picture_decoded_smaller(scale):
     assert (boxes - exact).abs().max() <= 1
 
 
+JITTERED = AugmentConfig(
+    sizes=(96, 120, 160), max_size=300, crop=0.3, crop_resize=(100, 125, 150),
+    crop_size=(70, 130), vertical_flip=0.5, scale_jitter=(0.1, 2.0),
+)  # fmt: skip
+
+
+def test_scale_jitter_changes_what_is_seen_and_not_how_large():
+    """Neither sizes nor any other draw depend on it, and at one it changes nothing."""
+    sizes = np.random.default_rng(0).integers(80, 400, (4000, 2))
+    jittered = plan_train(sizes, JITTERED, seed=0, epoch=0)
+    still = plan_train(sizes, replace(JITTERED, scale_jitter=(1.0, 1.0)), seed=0, epoch=0)
+    assert jittered.sizes() == still.sizes()
+    assert np.array_equal(jittered.flips, still.flips)
+    assert np.array_equal(jittered.colours, still.colours)
+    assert (jittered.visible, still.visible) == (MIN_VISIBLE, 0.0)
+    factor = (still.crops / jittered.crops)[:, 2:]
+    assert np.allclose(factor[:, 0], factor[:, 1])
+    assert np.histogram(factor[:, 0], bins=19, range=(0.1, 2.0))[0].min() > 120  # uniform
+    # The smaller window lies inside the other, wherever there is room, on both axes alike.
+    room = jittered.crops[:, 2:] - still.crops[:, 2:]
+    place = (still.crops[:, :2] - jittered.crops[:, :2]) / room
+    assert place.min() >= -1e-6
+    assert place.max() <= 1 + 1e-6
+    assert np.allclose(place.mean(axis=0), 0.5, atol=0.02)
+
+
+def test_boxes_follow_pixels_through_magnified_and_reduced_plans():
+    rng = np.random.default_rng(5)
+    seen = {"grey": 0, "cut": 0, "gone": 0}
+    for index in range(150):
+        frame = tuple(rng.integers(80, 260, 2).tolist())
+        height, width = frame
+        left, top = int(rng.integers(0, width - 40)), int(rng.integers(0, height - 40))
+        box = (
+            left, top, int(rng.integers(left + 35, width + 1)),
+            int(rng.integers(top + 35, height + 1)),
+        )  # fmt: skip
+        plan = plan_train([frame], JITTERED, seed=0, epoch=0, indices=[index])[0]
+        image = painted(frame, box)
+        sample = detection_sample(
+            image, torch.tensor([box]), torch.tensor([2]), plan, frame=frame, image_id=index
+        )
+        pixels, boxes = sample.inputs["pixel_values"], sample.target["boxes"]
+        h, w = plan.geometry.size
+        assert tuple(pixels.shape[1:]) == (h, w)
+        y, x, tall, wide = plan.geometry.crop
+        covered_h = (min(y + tall, height) - max(y, 0)) / tall * h
+        covered_w = (min(x + wide, width) - max(x, 0)) / wide * w
+        grey = int((pixels == GREY).all(0).sum())
+        outside = h * w - covered_h * covered_w
+        if outside > 2 * (h + w):
+            seen["grey"] += 1
+            assert grey == pytest.approx(outside, abs=1.5 * (h + w))
+        inside = [
+            (min(b, s + n) - max(a, s)) / (b - a)
+            for a, b, s, n in ((box[1], box[3], y, tall), (box[0], box[2], x, wide))
+        ]
+        share = max(inside[0], 0) * max(inside[1], 0)
+        if abs(share - MIN_VISIBLE) < 0.1 or min(tall, wide) < 10:
+            continue  # rounding decides
+        small = min((box[3] - box[1]) * h / tall, (box[2] - box[0]) * w / wide) < 2
+        if share < MIN_VISIBLE or small:
+            seen["gone"] += share < MIN_VISIBLE
+            assert len(boxes) == 0 or small, (index, share)
+            continue
+        seen["cut"] += share < 0.99
+        expected = box_convert(boxes, "cxcywh", "xyxy")[0] * torch.tensor([w, h, w, h])
+        if (expected[2:] - expected[:2]).min() < 5:
+            continue
+        bright = torch.where(pixels == GREY, 20, pixels)
+        coarser = max(1.0, h / tall, w / wide)
+        assert (found_box(bright) - expected).abs().max() <= coarser, (index, plan)
+    assert seen["grey"] > 40
+    assert seen["cut"] > 10
+    assert seen["gone"] >= 5
+
+
+def test_a_reduced_picture_lies_on_grey_where_the_plan_says_flipped_or_not():
+    image = torch.randint(120, 256, (3, 40, 60), dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0, 30, 20]])
+    window = (-20.0, -30.0, 80.0, 120.0)  # the picture at half of its size, 10 down, 15 across
+    geometry = Geometry(window, (80, 120))
+    pixels, found = apply_geometry(image, boxes, geometry, (40, 60))
+    assert torch.equal(pixels[:, 20:60, 30:90], image)
+    assert (pixels == GREY).sum() == 3 * (80 * 120 - 40 * 60)
+    assert found.tolist() == [[30, 20, 60, 40]]
+    for flips, dims in (({"hflip": True}, (2,)), ({"vflip": True}, (1,)),
+                        ({"hflip": True, "vflip": True}, (1, 2))):  # fmt: skip
+        turned, moved = apply_geometry(image, boxes, replace(geometry, **flips), (40, 60))
+        assert torch.equal(turned, pixels.flip(dims))
+        x1, y1, x2, y2 = found[0].tolist()
+        if flips.get("hflip"):
+            x1, x2 = 120 - x2, 120 - x1
+        if flips.get("vflip"):
+            y1, y2 = 80 - y2, 80 - y1
+        assert moved.tolist() == [[x1, y1, x2, y2]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 300), st.integers(1, 300), st.integers(0, 10_000))
+def test_windows_fill_their_result_without_grey_from_zoom_one(height, width, tall, wide, seed):
+    u = np.random.default_rng(seed).random((1, WINDOW_DRAWS))
+    frame, size = np.array([[height, width]]), np.array([[tall, wide]])
+    plan = plan_windows(frame, size, AugmentConfig(), u, (1.0, 2.0))[0]
+    top, left, rows, columns = plan.geometry.crop
+    assert plan.geometry.size == (tall, wide)
+    assert rows / columns == pytest.approx(tall / wide)  # shapes are kept
+    assert top >= -1e-6
+    assert left >= -1e-6
+    assert top + rows <= height + 1e-6
+    assert left + columns <= width + 1e-6
+    assert max(rows / height, columns / width) == pytest.approx(1 / (1 + u[0, 0]))
+    image = torch.zeros(3, min(height, 100), min(width, 100), dtype=torch.uint8)
+    pixels, _ = apply_geometry(image, torch.zeros(0, 4), plan.geometry, (height, width))
+    assert not pixels.any()
+
+
+def test_what_is_left_of_a_box_decides_whether_it_stays():
+    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0, 40, 40], [0, 50, 40, 90], [90, 90, 90.5, 99]])
+    geometry = Geometry((0.0, 28.0, 100.0, 72.0), (100, 72))  # 12 of 40 columns: 0.3
+    for visible, expected in ((0.0, [0, 1, 2]), (0.29, [0, 1]), (0.31, [])):
+        sample = detection_sample(
+            image, boxes, torch.arange(3), Plan(geometry, Colour(), visible), frame=(100, 100),
+            image_id=1,
+        )  # fmt: skip
+        assert sample.target["labels"].tolist() == expected
+        assert len(sample.target["boxes"]) == len(sample.target["area"]) == len(expected)
+
+
 def test_flips_twice_are_identity():
     image = torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8)
     boxes = torch.tensor([[1.5, 2, 30, 20], [0, 0, 53, 37]])
@@ -301,6 +436,13 @@ def test_an_epoch_of_coco_is_planned_in_seconds():
         ({"val_size": 0}, "data.augment.val_size=0"),
         ({"crop_size": (600, 384)}, "least, greatest"),
         ({"jitter": -1.0}, "data.augment.jitter"),
+        ({"mosaic": 1.5}, "data.augment.mosaic=1.5"),
+        ({"mixup": -1.0}, "data.augment.mixup=-1.0"),
+        ({"copy_paste": 2.0}, "data.augment.copy_paste=2.0"),
+        ({"mix_until": 1.1}, "data.augment.mix_until=1.1"),
+        ({"scale_jitter": (2.0, 0.1)}, r"data.augment.scale_jitter=\(2.0, 0.1\)"),
+        ({"scale_jitter": (0.0, 1.0)}, "data.augment.scale_jitter"),
+        ({"scale_jitter": (1.0,)}, "data.augment.scale_jitter"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(values, words):
