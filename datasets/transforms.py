@@ -68,6 +68,7 @@ class AugmentConfig:
     mix_until: float = 0.85
     val_size: int = 800
     val_max_size: int = 1333
+    square: bool = False  # bring everything to squares of these sizes, whatever the shape was
 
     def __post_init__(self) -> None:
         shares = ("crop", "flip", "vertical_flip", "mosaic", "mixup", "copy_paste", "mix_until")
@@ -179,6 +180,13 @@ def resized(
     return np.stack([np.where(upright, long, short), np.where(upright, short, long)], axis=1)
 
 
+def _shaped(
+    sizes: NDArray[np.int64], short: NDArray[np.int64], longest: int, config: AugmentConfig
+) -> NDArray[np.int64]:
+    """(height, width) [N, 2] of results: as :func:`resized`, or squares where they are wanted."""
+    return np.stack([short, short], axis=1) if config.square else resized(sizes, short, longest)
+
+
 def _pick(draws: NDArray[np.float64], choices: Sequence[int]) -> NDArray[np.int64]:
     return np.asarray(choices, dtype=np.int64)[(draws * len(choices)).astype(np.int64)]
 
@@ -216,7 +224,8 @@ def plan_train(
     back = np.tile(orig / first, 2)  # pixels of the original a pixel of the first resize
     cut = (u[:, 0] < config.crop)[:, None]
     crops = np.where(cut, np.concatenate([corner, part], axis=1) * back, whole)
-    out = resized(np.where(cut, part, orig), _pick(u[:, 1], config.sizes), config.max_size)
+    short = _pick(u[:, 1], config.sizes)
+    out = _shaped(np.where(cut, part, orig), short, config.max_size, config)
     flips = u[:, 7:9] < (config.flip, config.vertical_flip)
     jittered = config.scale_jitter != (1.0, 1.0)
     if jittered:
@@ -278,14 +287,15 @@ def plan_val(sizes: NDArray[Any] | Sequence[Size], config: AugmentConfig) -> Pla
     orig = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
     crops = np.zeros((len(orig), 4))
     crops[:, 2:] = orig
-    out = resized(orig, np.full(len(orig), config.val_size), config.val_max_size)
+    out = _shaped(orig, np.full(len(orig), config.val_size), config.val_max_size, config)
     colours = np.tile([1.0, 1.0, 1.0, 0.0], (len(orig), 1))
     return Plans(crops, out, np.zeros((len(orig), 2), bool), colours)
 
 
-def preprocess_of(config: AugmentConfig) -> dict[str, int]:
+def preprocess_of(config: AugmentConfig) -> dict[str, int | bool]:
     """What prediction has to repeat of the evaluation's preprocessing, as plain JSON values."""
-    return {"val_size": config.val_size, "val_max_size": config.val_max_size}
+    sizes = {"val_size": config.val_size, "val_max_size": config.val_max_size}
+    return {**sizes, "square": True} if config.square else sizes
 
 
 def apply_geometry(

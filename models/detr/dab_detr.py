@@ -25,7 +25,8 @@ random numbers, so that attention begins as a window around the anchor; it needs
 ``anchor_temperature`` equal to ``temperature``).
 
 Likewise ``dense_side`` (every cell of the memory near an object's middle is trained to name it,
-see :mod:`zoo.models.detr.dense`) and a larger ``coef_class``: on small data the gradient of the
+see :mod:`zoo.models.detr.dense`), ``many_groups`` (one-to-many matching, see
+:mod:`zoo.models.detr.one_to_many`) and a larger ``coef_class``: on small data the gradient of the
 box losses drowns that of the classes (docs/log.md).
 
 DN-DETR is the switch ``denoising``: see :mod:`zoo.models.detr.dn_detr`.
@@ -60,6 +61,7 @@ from zoo.models.detr.focal import (
     focal_postprocess,
     layered_output,
 )
+from zoo.models.detr.one_to_many import GroupQueries, OneToManyCriterion, group_mask
 from zoo.models.layers.backbone import Backbone, NanoBackbone, build_backbone, known_unpadded
 from zoo.models.layers.conditional import (
     ConditionalDecoderLayer,
@@ -71,7 +73,7 @@ from zoo.models.layers.fusion import LevelFusion, level_of
 from zoo.models.layers.position import anchor_sine, sine_position
 from zoo.models.layers.transformer import ACTIVATIONS, MLP, init_xavier
 from zoo.registry import ModelSpec, register_model
-from zoo.types import Target
+from zoo.types import Criterion, Target
 from zoo.weights import Weights
 
 
@@ -108,6 +110,11 @@ class DabDetrConfig:
     anchor_temperature: float = 10000.0  # of the anchors' sines
     local_start: bool = False  # attention begins as a window around the anchor
     dense_side: float = 0.0  # dense supervision of the memory, boxes beginning so large; 0: none
+
+    # One-to-many matching in training: groups of as many queries as there are otherwise
+    many_groups: int = 0
+    many_repeats: int = 1  # queries that an object is matched with in each group
+    coef_many: float = 1.0  # of the groups' mean loss
 
     # DN-DETR
     denoising: bool = False
@@ -254,6 +261,14 @@ class DabDetr(nn.Module):
             self.anchors = Anchors(config.num_queries, freeze_xy=frozen, sizes=sizes)
         if config.dense_side:
             self.dense = DenseHead(dim, num_classes, config.dense_side)
+        if config.many_groups:
+            self.many = GroupQueries(
+                config.many_groups,
+                config.num_queries,
+                dim,
+                learned=not config.query_selection,
+                anchor_sizes=sizes,
+            )
         if config.num_patterns:
             self.patterns = nn.Embedding(config.num_patterns, dim)
         if config.denoising:
@@ -285,6 +300,11 @@ class DabDetr(nn.Module):
 
         content, anchors, proposals = self._queries(memory, mask)
         noised, self_mask = None, None
+        sizes = [content.shape[1]]
+        if self.training and self.config.many_groups:
+            more = self.many(content, anchors)
+            sizes += [more[0].shape[1] // self.config.many_groups] * self.config.many_groups
+            content, anchors = torch.cat([content, more[0]], 1), torch.cat([anchors, more[1]], 1)
         if self.training and self.config.denoising and targets is not None:
             config = self.config
             noised = denoising_queries(
@@ -295,12 +315,13 @@ class DabDetr(nn.Module):
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
             )
-            seen = noised.attention_mask(content.shape[1])
-            # A bias, made once, not in every layer.
-            self_mask = torch.zeros_like(seen, dtype=pos.dtype).masked_fill_(~seen, -torch.inf)
             content = torch.cat([self.label_embed(noised.labels).to(content.dtype), content], 1)
             places = noised.boxes.to(anchors.dtype).logit(MIN_SIDE)
             anchors = torch.cat([places, anchors], 1)
+        if noised is not None or len(sizes) > 1:
+            seen = group_mask(sizes, noised, device=content.device)
+            # A bias, made once, not in every layer.
+            self_mask = torch.zeros_like(seen, dtype=pos.dtype).masked_fill_(~seen, -torch.inf)
         states, boxes = self.decoder(
             content,
             anchors,
@@ -311,9 +332,21 @@ class DabDetr(nn.Module):
             every=self.training and self.config.aux_loss,
         )
         logits = exact(self.class_embed, states)
+        end = logits.shape[2] - sum(sizes[1:])
         out = layered_output(
-            logits, boxes, training=self.training, proposals=proposals, noised=noised
+            logits[:, :, :end],
+            boxes[:, :, :end],
+            training=self.training,
+            proposals=proposals,
+            noised=noised,
         )
+        if len(sizes) > 1:
+            out["many_outputs"] = {
+                "pred_logits": logits[:, :, end:],
+                "pred_boxes": boxes[:, :, end:],
+                "groups": self.config.many_groups,
+                "repeats": self.config.many_repeats,
+            }
         if self.training and self.config.dense_side:
             out["dense_outputs"] = self.dense(memory, mask)
         return out
@@ -357,6 +390,11 @@ def _check(config: DabDetrConfig) -> None:
             "patterns belong to learned anchors; set model.num_patterns=0 or "
             "model.query_selection=false"
         )
+    if config.many_groups < 0 or config.many_repeats < 1 or config.coef_many < 0:
+        raise ZooError(
+            f"model.many_groups={config.many_groups} and model.coef_many={config.coef_many} have "
+            f"to be 0 or more, and model.many_repeats={config.many_repeats} 1 or more"
+        )
 
 
 def _backbone(config: DabDetrConfig) -> Backbone:
@@ -380,6 +418,13 @@ def _predictor(*args: Any, **kwargs: Any) -> Any:
     return Detector(*args, **kwargs)
 
 
+def _criterion(config: DabDetrConfig, num_classes: int) -> Criterion:
+    criterion = focal_criterion(config, num_classes)
+    if config.many_groups:
+        return OneToManyCriterion(criterion, weight=config.coef_many)
+    return criterion
+
+
 def dab_spec(
     recipe: str, weights: Mapping[str, Weights] | None = None, **settings: Any
 ) -> ModelSpec:
@@ -392,7 +437,7 @@ def dab_spec(
     return ModelSpec(
         config=config,
         build=DabDetr,
-        criterion=focal_criterion,
+        criterion=_criterion,
         postprocess=focal_postprocess,
         predictor=_predictor,
         recipe=recipe,

@@ -78,8 +78,8 @@ class Detector:
 
     ``class_names`` and ``class_ids`` are the model's classes in order; ``preprocess`` holds
     ``val_size`` and ``val_max_size``, the sizes that the model was evaluated at (DETR's for COCO
-    where they are missing). The model is in evaluation mode on ``device``; ``autocast`` is the
-    dtype of mixed precision, or None.
+    where they are missing), and ``square`` where it saw squares. The model is in evaluation mode
+    on ``device``; ``autocast`` is the dtype of mixed precision, or None.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ class Detector:
         self.class_names, self.class_ids = tuple(class_names), tuple(class_ids)
         self.device, self.autocast = device, autocast
         self.postprocess: Postprocess = spec.postprocess(spec.config)
-        known = {k: preprocess[k] for k in ("val_size", "val_max_size") if k in preprocess}
+        names = ("val_size", "val_max_size", "square")
+        known = {k: preprocess[k] for k in names if k in preprocess}
         self.resizing = AugmentConfig(**known)
 
     def data_config(self, config: Any) -> Any:
@@ -106,7 +107,8 @@ class Detector:
             return config
         sizes = self.resizing
         like = {"val_size": sizes.val_size, "val_max_size": sizes.val_max_size}
-        return replace(config, augment=replace(config.augment, **like))
+        augment = replace(config.augment, **like, square=sizes.square)
+        return replace(config, augment=augment)
 
     # -- predicting ----------------------------------------------------------------------------
 

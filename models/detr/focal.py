@@ -27,7 +27,8 @@ class LayeredOutput(TypedDict, total=False):
     In training, ``aux_outputs`` holds the first two keys for a model's selected proposals, where
     it has any, and with ``aux_loss`` for every earlier decoder layer, first to last.
     ``enc_outputs``, ``dn_outputs`` and ``dense_outputs`` are what
-    :class:`zoo.models.detr.criterion.SetCriterion` documents.
+    :class:`zoo.models.detr.criterion.SetCriterion` documents, ``many_outputs`` what
+    :mod:`zoo.models.detr.one_to_many` does.
     """
 
     pred_logits: Tensor  # [B, Q, K]
@@ -36,6 +37,7 @@ class LayeredOutput(TypedDict, total=False):
     enc_outputs: dict[str, Tensor]
     dn_outputs: dict[str, Any]
     dense_outputs: DenseOutput
+    many_outputs: dict[str, Any]
 
 
 def layered_output(

@@ -201,10 +201,10 @@ class PlacedQueries(nn.Module):
     def forward(self, memory: Tensor, mask: Tensor) -> Queries:
         """For a memory [B, S, D] of cells with a mask [B, h, w]."""
         if self.selection is None:
-            pos = self.embed.weight.to(memory.dtype).expand(len(memory), -1, -1)
+            pos = self.embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)
             points = exact(self.point_head, self.embed.weight).clamp(-MAX_LOGIT, MAX_LOGIT)
             base = torch.cat([points, torch.zeros_like(points)], -1)
-            return Queries(torch.zeros_like(pos), pos, base.expand(len(memory), -1, -1), [])
+            return Queries(torch.zeros_like(pos), pos, base.expand(memory.shape[0], -1, -1), [])
         content, base, proposals = selected(self.selection, memory, mask)
         sines = anchor_sine(base.sigmoid(), memory.shape[-1] // 2, self.temperature)
         return Queries(content, self.pos_head(sines.to(memory.dtype)), base, proposals)

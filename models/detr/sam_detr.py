@@ -334,8 +334,8 @@ class SamDetr(nn.Module):
         if self.selection is not None:
             content, anchors, proposals = selected(self.selection, memory, cells.mask)
         else:
-            content = self.embed.weight.to(memory.dtype).expand(len(memory), -1, -1)
-            anchors = self.anchors().expand(len(memory), -1, -1)
+            content = self.embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)
+            anchors = self.anchors().expand(memory.shape[0], -1, -1)
         states, boxes = self.decoder(
             content,
             anchors,

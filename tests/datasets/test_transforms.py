@@ -448,3 +448,13 @@ def test_an_epoch_of_coco_is_planned_in_seconds():
 def test_settings_that_make_no_sense_are_named(values, words):
     with pytest.raises(ZooError, match=words):
         AugmentConfig(**values)
+
+
+def test_squares_whatever_the_shape():
+    config = AugmentConfig(sizes=(64, 96), square=True, val_size=80, crop=0.5)
+    sizes = [(480, 640), (900, 300), (50, 50)]
+    assert plan_val(sizes, config).sizes() == [(80, 80)] * 3
+    drawn = {s for e in range(9) for s in plan_train(sizes, config, seed=0, epoch=e).sizes()}
+    assert drawn == {(64, 64), (96, 96)}
+    assert preprocess_of(config)["square"] is True
+    assert "square" not in preprocess_of(AugmentConfig())
