@@ -220,9 +220,10 @@ def blend(first: Sample, second: Sample, share: float) -> Sample:
 def paste(onto: Sample, donor: Sample, chosen: Tensor) -> Sample:
     """A sample with the ``chosen`` (bool [M]) objects of another of its size laid over it."""
     hidden = np.zeros(onto.meta.size, dtype=bool)
-    for n in chosen.nonzero().flatten().tolist():
-        (top, left, bottom, right), shape = _region(donor.target, n, onto.meta.size)
-        hidden[top:bottom, left:right] |= shape
+    regions = _regions(donor.target, onto.meta.size)
+    for (place, shape), pasted in zip(regions, chosen.tolist(), strict=True):
+        if pasted:
+            hidden[place] |= shape
     if not hidden.any():
         return onto
     mask = torch.from_numpy(hidden)
@@ -233,21 +234,20 @@ def paste(onto: Sample, donor: Sample, chosen: Tensor) -> Sample:
     return _noted(Sample({"pixel_values": pixels}, target, onto.meta), [donor])
 
 
-def _region(target: Target, n: int, size: Size) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
-    """Whole pixels (top, left, bottom, right) around object n, and which of them are its own."""
-    height, width = size
-    corners = box_convert(target["boxes"][n], "cxcywh", "xyxy").tolist()
-    left, right = _pixels(corners[0], corners[2], width)
-    top, bottom = _pixels(corners[1], corners[3], height)
-    place = (top, left, bottom, right)
-    if "masks" in target:
-        return place, target["masks"][n, top:bottom, left:right].bool().numpy()
-    return place, np.ones((bottom - top, right - left), dtype=bool)
-
-
-def _pixels(start: float, end: float, side: int) -> tuple[int, int]:
-    first = min(max(round(start * side), 0), side - 1)
-    return first, max(min(round(end * side), side), first + 1)
+def _regions(target: Target, size: Size) -> list[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
+    """For each object the whole pixels (rows, columns) around it, and which of them are its own."""
+    sides = np.array([size[1], size[0], size[1], size[0]])
+    corners = box_convert(target["boxes"], "cxcywh", "xyxy").double().numpy() * sides
+    first = np.rint(corners[:, :2]).clip(0, sides[:2] - 1).astype(np.int64)
+    last = np.maximum(np.rint(corners[:, 2:]).clip(None, sides[2:]).astype(np.int64), first + 1)
+    regions = []
+    for n, (left, top, right, bottom) in enumerate(np.hstack([first, last]).tolist()):
+        place = (slice(top, bottom), slice(left, right))
+        shape = np.ones((bottom - top, right - left), dtype=bool)
+        if "masks" in target:
+            shape = target["masks"][n, top:bottom, left:right].bool().numpy()
+        regions.append((place, shape))
+    return regions
 
 
 def _seen(target: Target, visible: NDArray[np.bool_], *, crowds: bool = True) -> Target:
@@ -260,22 +260,22 @@ def _seen(target: Target, visible: NDArray[np.bool_], *, crowds: bool = True) ->
     whole = torch.tensor([size[1], size[0], size[1], size[0]])
     corners = box_convert(target["boxes"], "cxcywh", "xyxy") * whole
     kept: list[int] = []
-    for n, crowd in enumerate(target["iscrowd"].tolist()):
-        if crowd:
+    crowded = target["iscrowd"].tolist()
+    for n, (place, shape) in enumerate(_regions(target, size)):
+        if crowded[n]:
             kept += [n] * crowds
             continue
-        (top, left, bottom, right), shape = _region(target, n, size)
-        own = shape & visible[top:bottom, left:right]
+        own = shape & visible[place]
         left_over, all_of_it = int(own.sum()), int(shape.sum())
         if left_over < max(MIN_VISIBLE * all_of_it, 1):
             continue
         kept.append(n)
         if left_over < all_of_it:
             rows, columns = (np.flatnonzero(own.any(axis)) for axis in (1, 0))
-            bounds = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-            seen = corners.new_tensor([float(b) for b in bounds])
-            corners[n, :2] = corners[n, :2].maximum(seen[:2])
-            corners[n, 2:] = corners[n, 2:].minimum(seen[2:])
+            start = corners.new_tensor([columns[0] + place[1].start, rows[0] + place[0].start])
+            end = start + start.new_tensor([np.ptp(columns) + 1, np.ptp(rows) + 1])
+            corners[n, :2] = corners[n, :2].maximum(start)
+            corners[n, 2:] = corners[n, 2:].minimum(end)
     out = {k: v[kept] for k, v in target.items() if k in _PER_OBJECT}
     out["boxes"] = box_convert(corners[kept] / whole, "xyxy", "cxcywh")
     out["area"] = (corners[kept, 2:] - corners[kept, :2]).prod(1)

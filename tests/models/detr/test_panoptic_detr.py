@@ -267,6 +267,10 @@ def test_attention_maps_are_one_softmax_over_heads_and_valid_cells() -> None:
     weights = scores.exp() * mask.flatten(1)[:, None, None]
     wanted = weights / weights.sum((2, 3), keepdim=True)
     torch.testing.assert_close(maps.flatten(3), wanted, rtol=0, atol=1e-12)
+    module.relative = True
+    uniform = 1 / (4 * mask.sum((1, 2)).double())
+    multiples = module(queries, memory, mask).flatten(3)
+    torch.testing.assert_close(multiples, wanted / uniform[:, None, None, None], rtol=0, atol=1e-10)
 
 
 def target(image_id: int, masks: bool = True) -> dict[str, Tensor]:
