@@ -13,8 +13,8 @@ Unlike the release: in training masks are made for matched queries only (what no
 no gradient); they are matched in the forward, on the same costs as the losses. A frozen detector is
 in evaluation mode (no dropout) and keeps nothing for a backward pass. Losses and postprocessing:
 see :mod:`zoo.models.detr.mask_losses` and :mod:`zoo.models.detr.panoptic_postprocess`. The small
-variant's attention maps are multiples of a uniform one and its dice loss counts five times: from
-scratch, masks do not begin to be learned otherwise.
+variant's attention maps are multiples of a uniform one (without, its dice loss did not move within
+200 steps on two pictures), and its dice loss counts five times (not compared by itself).
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def panoptic_detr_nano() -> ModelSpec:
     return _spec(
         "panoptic_detr_nano",
         relative_maps=True,
-        coef_dice=5.0,  # at 1 the focal loss leaves every mask empty for long
+        coef_dice=5.0,
         backbone="nano",
         dim=128,
         num_heads=8,
