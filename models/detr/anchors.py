@@ -11,11 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.models.layers.transformer import MLP
-
-MIN_SIDE = 1e-5  # of an anchor, in image sides: what the release's inverse sigmoid clamps to
-MAX_LOGIT = -math.log(MIN_SIDE)
-PRIOR_BIAS = -math.log((1.0 - 0.01) / 0.01)  # focal loss starts at probability .01
+from zoo.models.layers.heads import MAX_LOGIT, MIN_SIDE, best_rows, box_head, class_head, exact
 
 
 class Anchors(nn.Module):
@@ -72,10 +68,8 @@ class QuerySelection(nn.Module):
         states = self.norm(self.proj(memory))
         logits = exact(self.class_embed, states)
         scores = logits.detach().amax(-1).masked_fill(~mask.flatten(1), -math.inf)
-        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
-        content = states.gather(1, chosen.expand(-1, -1, states.shape[-1]))
-        logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))
-        cells = cell_places(mask, self.side, logits.dtype).gather(1, chosen.expand(-1, -1, 4))
+        cells = cell_places(mask, self.side, logits.dtype)
+        content, logits, cells = best_rows(self.num_queries, scores, states, logits, cells)
         boxes = cells + exact(self.bbox_embed, content)
         return content, logits, boxes.clamp(-MAX_LOGIT, MAX_LOGIT)
 
@@ -101,32 +95,6 @@ def even_points(count: int) -> Tensor:
     plastic = 1.32471795724474602596  # the real root of x^3 = x + 1
     step = torch.tensor([1.0 / plastic, 1.0 / plastic**2], dtype=torch.float64)
     return ((0.5 + torch.arange(count)[:, None] * step) % 1.0).float()
-
-
-def box_head(dim: int) -> MLP:
-    """DETR's box head, which begins by leaving anchors where they are."""
-    head = MLP(dim, dim, 4, 3)
-    last = head.layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return head
-
-
-def class_head(dim: int, num_classes: int) -> nn.Linear:
-    """A linear head of independent logits that begins at the focal loss's prior."""
-    head = nn.Linear(dim, num_classes)
-    nn.init.constant_(head.bias, PRIOR_BIAS)
-    return head
-
-
-def exact(head: nn.Module, x: Tensor) -> Tensor:
-    """``head(x)`` in the precision of its parameters, whatever autocast says.
-
-    In bfloat16 a box is off by pixels and many scores tie.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return head(x.to(next(head.parameters()).dtype))
 
 
 def _logit(values: Tensor) -> Tensor:

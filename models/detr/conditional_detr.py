@@ -32,7 +32,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.models.detr.anchors import box_head, class_head, exact
 from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.detr import TRANSFORMERS_RESNET, split_fused
@@ -50,6 +49,7 @@ from zoo.models.detr.placed import (
 from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import ConditionalDecoderLayer, autocast_once, scale_head
 from zoo.models.layers.fusion import level_of
+from zoo.models.layers.heads import box_head, class_head, exact
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import init_xavier
 from zoo.registry import ModelSpec, register_model

@@ -21,21 +21,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from zoo.models.detr.anchors import MIN_SIDE, Anchors, box_head, class_head, exact
+from zoo.models.detr.anchors import Anchors
 from zoo.models.detr.denoising import LabelEmbedding, denoising_queries
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.focal import (
+    FocalConfig,
     LayeredOutput,
     focal_criterion,
     focal_postprocess,
     layered_output,
+    named_backbone,
+    with_noised,
 )
-from zoo.models.layers.backbone import Backbone, build_backbone
+from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import scale_head
 from zoo.models.layers.deformable_transformer import DeformableDecoder, DeformableEncoder
+from zoo.models.layers.heads import box_head, class_head, exact
 from zoo.models.layers.levels import LevelProjection
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import MLP, init_xavier
@@ -44,26 +47,17 @@ from zoo.types import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class DabDeformableDetrConfig:
+class DabDeformableDetrConfig(FocalConfig):
     """Settings of a DAB-Deformable-DETR (a DN one with ``denoising``); defaults: the paper's."""
 
-    backbone: str = "resnet50"  # or another ResNet, or nano
-    backbone_weights: str | None = None  # IMAGENET1K_V1, a file, none (random) or null (later)
-    dilation: bool = False  # the last stage keeps its resolution, stride 16 instead of 32
-    norm: str = "frozen"  # of the ResNet: frozen, or batch to train from scratch
-    strides: tuple[int, ...] = (8, 16, 32)  # backbone levels
+    strides: tuple[int, ...] = (8, 16, 32)
     num_levels: int = 4  # with those that strided convolutions add
-    dim: int = 256
-    num_heads: int = 8
     num_points: int = 4  # a level and head
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    ffn_dim: int = 2048
     dropout: float = 0.0
-    num_queries: int = 300
     anchor_sizes: tuple[float, ...] = ()  # sides of anchors spread evenly; (): N(0, 1) logits
     random_refpoints_xy: bool = False  # anchor centres uniform at random, and frozen
-    aux_loss: bool = True  # losses on every decoder layer
+    coef_class: float = 1.0
+    max_detections: int = 300
 
     # DN-DETR
     denoising: bool = False
@@ -71,17 +65,6 @@ class DabDeformableDetrConfig:
     dn_queries: int = 0  # if set, as many copies as fit into that number of queries instead
     label_noise: float = 0.2
     box_noise: float = 0.4
-
-    # Matching and losses
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    coef_class: float = 1.0
-    coef_bbox: float = 5.0
-    coef_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    max_detections: int = 300
 
 
 class DabDeformableDetr(nn.Module):
@@ -94,13 +77,7 @@ class DabDeformableDetr(nn.Module):
         dim, levels = config.dim, config.num_levels
         self.config = config
         self.num_classes = num_classes
-        self.backbone = backbone or build_backbone(
-            config.backbone,
-            dilation=config.dilation,
-            weights=config.backbone_weights,
-            norm=config.norm,
-            strides=config.strides,
-        )
+        self.backbone = backbone or named_backbone(config)
         self.input_proj = LevelProjection(self.backbone.num_channels, dim, levels)
         sizes = (dim, config.num_heads, config.ffn_dim, config.dropout)
         shape = {"num_levels": levels, "num_points": config.num_points}
@@ -153,11 +130,8 @@ class DabDeformableDetr(nn.Module):
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
             )
-            seen = noised.attention_mask(content.shape[1])
-            # A bias, made once, not in every layer.
-            self_mask = torch.zeros_like(seen, dtype=content.dtype).masked_fill_(~seen, -torch.inf)
-            content = torch.cat([self.label_embed(noised.labels).to(content.dtype), content], 1)
-            anchors = torch.cat([noised.boxes.to(anchors.dtype).logit(MIN_SIDE), anchors], 1)
+            known = self.label_embed(noised.labels)
+            content, anchors, self_mask = with_noised(noised, known, content, anchors)
         states, boxes = self.decoder(
             content,
             anchors,

@@ -42,15 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError, nearest
-from zoo.models.detr.anchors import (
-    MAX_LOGIT,
-    MIN_SIDE,
-    Anchors,
-    QuerySelection,
-    box_head,
-    class_head,
-    exact,
-)
+from zoo.models.detr.anchors import Anchors, QuerySelection
 from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.dab_keys import COCO_IDS, LAYOUTS
 from zoo.models.detr.denoising import LabelEmbedding, denoising_queries
@@ -70,6 +62,7 @@ from zoo.models.layers.conditional import (
     scale_head,
 )
 from zoo.models.layers.fusion import LevelFusion, level_of
+from zoo.models.layers.heads import MAX_LOGIT, MIN_SIDE, box_head, class_head, exact
 from zoo.models.layers.position import anchor_sine, sine_position
 from zoo.models.layers.transformer import ACTIVATIONS, MLP, init_xavier
 from zoo.registry import ModelSpec, register_model

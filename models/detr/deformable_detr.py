@@ -31,23 +31,25 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.models.detr.anchors import MAX_LOGIT, box_head, class_head, exact
 from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.deformable_keys import COCO_IDS, LAYOUTS
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.focal import (
+    FocalConfig,
     LayeredOutput,
     focal_criterion,
     focal_postprocess,
     layered_output,
+    named_backbone,
 )
-from zoo.models.layers.backbone import Backbone, build_backbone
+from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.deformable_transformer import (
     DeformableDecoder,
     DeformableEncoder,
     ProposalHead,
     Proposals,
 )
+from zoo.models.layers.heads import MAX_LOGIT, best_rows, box_head, class_head, exact
 from zoo.models.layers.levels import LevelProjection
 from zoo.models.layers.position import sine_waves
 from zoo.models.layers.transformer import MLP, init_xavier
@@ -56,37 +58,15 @@ from zoo.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeformableDetrConfig:
+class DeformableDetrConfig(FocalConfig):
     """Settings of a Deformable DETR; the defaults are the paper's with a ResNet-50."""
 
-    backbone: str = "resnet50"  # or another ResNet, or nano
-    backbone_weights: str | None = None  # IMAGENET1K_V1, a file, none (random) or null (later)
-    dilation: bool = False  # the last stage keeps its resolution, stride 16 instead of 32
-    norm: str = "frozen"  # of the ResNet: frozen, or batch to train from scratch
-    strides: tuple[int, ...] = (8, 16, 32)  # backbone levels
+    strides: tuple[int, ...] = (8, 16, 32)
     num_levels: int = 4  # with those that strided convolutions add
-    dim: int = 256
-    num_heads: int = 8
     num_points: int = 4  # a level and head
-    encoder_layers: int = 6
-    decoder_layers: int = 6
     ffn_dim: int = 1024
-    dropout: float = 0.1
-    num_queries: int = 300
     box_refine: bool = False
     two_stage: bool = False  # the queries are proposals; needs box_refine
-    aux_loss: bool = True  # losses on every decoder layer
-
-    # Matching and losses
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    coef_class: float = 2.0
-    coef_bbox: float = 5.0
-    coef_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    max_detections: int = 100
 
 
 class DeformableDetr(nn.Module):
@@ -103,13 +83,7 @@ class DeformableDetr(nn.Module):
             )
         dim, levels = config.dim, config.num_levels
         self.config = config
-        self.backbone = backbone or build_backbone(
-            config.backbone,
-            dilation=config.dilation,
-            weights=config.backbone_weights,
-            norm=config.norm,
-            strides=config.strides,
-        )
+        self.backbone = backbone or named_backbone(config)
         self.input_proj = LevelProjection(self.backbone.num_channels, dim, levels)
         sizes = (dim, config.num_heads, config.ffn_dim, config.dropout)
         self.encoder = DeformableEncoder(
@@ -183,8 +157,8 @@ class DeformableDetr(nn.Module):
         Both are a linear function of the sines of the proposal's box; nothing here sends a
         gradient to the proposals, which have a loss of their own.
         """
-        chosen = proposed.best(self.config.num_queries, proposed.logits[..., 0])
-        boxes = proposed.boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
+        scores = proposed.logits[..., 0]
+        [boxes] = best_rows(self.config.num_queries, scores, proposed.boxes.detach())
         angles = boxes.sigmoid() * (2.0 * torch.pi)
         sines = sine_waves(angles, self.config.dim // 2).flatten(-2)  # of x, y, w, h
         sines = sines.to(self.pos_trans.weight.dtype)

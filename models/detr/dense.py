@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.models.detr.anchors import box_head, cell_places, class_head, exact
+from zoo.models.detr.anchors import cell_places
+from zoo.models.layers.heads import box_head, class_head, exact
 from zoo.types import Target
 
 CENTRE = 0.6  # of a box's width and height: how far from its middle a cell is still a positive

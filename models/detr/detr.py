@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.models.detr.coco_classes import COCO_91
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.criterion import SetCriterion, SoftmaxLoss
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.matcher import HungarianMatcher
 from zoo.models.detr.postprocess import DetectionPostprocess
@@ -331,11 +331,10 @@ def detr_criterion(config: DetrConfig, num_classes: int) -> SetCriterion:
     return SetCriterion(
         num_classes,
         matcher,
-        kind="softmax",
+        SoftmaxLoss(config.eos_coef),
         coef_class=config.coef_class,
         coef_bbox=config.coef_bbox,
         coef_giou=config.coef_giou,
-        eos_coef=config.eos_coef,
     )
 
 

@@ -23,24 +23,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from zoo.models.detr.anchors import MAX_LOGIT, MIN_SIDE, box_head, class_head, exact
 from zoo.models.detr.contrastive import contrastive_queries
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.focal import (
+    FocalConfig,
     LayeredOutput,
     focal_criterion,
     focal_postprocess,
     layered_output,
+    named_backbone,
+    with_noised,
 )
-from zoo.models.layers.backbone import Backbone, build_backbone
+from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.deformable_transformer import (
     DeformableDecoder,
     DeformableEncoder,
     ProposalHead,
 )
+from zoo.models.layers.heads import MAX_LOGIT, best_rows, box_head, class_head, exact
 from zoo.models.layers.levels import FlatLevels, LevelProjection
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import MLP, init_xavier
@@ -49,41 +51,22 @@ from zoo.types import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoConfig:
+class DinoConfig(FocalConfig):
     """Settings of a DINO; the defaults are the paper's with a ResNet-50 and four levels."""
 
-    backbone: str = "resnet50"  # or another ResNet, or nano
-    backbone_weights: str | None = None  # IMAGENET1K_V1, a file, none (random) or null (later)
-    dilation: bool = False  # the last stage keeps its resolution, stride 16 instead of 32
-    norm: str = "frozen"  # of the ResNet: frozen, or batch to train from scratch
-    strides: tuple[int, ...] = (8, 16, 32)  # backbone levels
+    strides: tuple[int, ...] = (8, 16, 32)
     num_levels: int = 4  # with those that strided convolutions add
-    dim: int = 256
-    num_heads: int = 8
     num_points: int = 4  # a level and head
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    ffn_dim: int = 2048
     dropout: float = 0.0
     num_queries: int = 900
     look_forward_twice: bool = True
-    aux_loss: bool = True  # losses on every decoder layer and on the proposals
+    coef_class: float = 1.0
+    max_detections: int = 300
 
     # Contrastive denoising
     dn_queries: int = 100  # pairs an image, at most; 0: none
     label_noise: float = 0.5
     box_noise: float = 1.0
-
-    # Matching and losses
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    coef_class: float = 1.0
-    coef_bbox: float = 5.0
-    coef_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    max_detections: int = 300
 
 
 class Dino(nn.Module):
@@ -96,13 +79,7 @@ class Dino(nn.Module):
         dim, levels = config.dim, config.num_levels
         self.config = config
         self.num_classes = num_classes
-        self.backbone = backbone or build_backbone(
-            config.backbone,
-            dilation=config.dilation,
-            weights=config.backbone_weights,
-            norm=config.norm,
-            strides=config.strides,
-        )
+        self.backbone = backbone or named_backbone(config)
         self.input_proj = LevelProjection(self.backbone.num_channels, dim, levels)
         sizes = (dim, config.num_heads, config.ffn_dim, config.dropout)
         shape = {"num_levels": levels, "num_points": config.num_points}
@@ -145,12 +122,8 @@ class Dino(nn.Module):
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
             )
-            seen = noised.attention_mask(content.shape[1])
-            # A bias, made once, not in every layer.
-            self_mask = torch.zeros_like(seen, dtype=content.dtype).masked_fill_(~seen, -torch.inf)
-            content = torch.cat([self.label_embed(noised.labels).to(content.dtype), content], 1)
-            places = noised.boxes.to(anchors.dtype).logit(MIN_SIDE)
-            anchors = torch.cat([places, anchors], 1)
+            known = self.label_embed(noised.labels)
+            content, anchors, self_mask = with_noised(noised, known, content, anchors)
         states, boxes = self.decoder(
             content,
             anchors,
@@ -173,11 +146,10 @@ class Dino(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Learned contents [B, Q, D], the best proposals' logits [B, Q, 4], and these as output."""
         proposed = self.proposals(memory, levels)
-        best = proposed.best(self.config.num_queries, proposed.logits.detach().amax(-1))[..., None]
-        logits = proposed.logits.gather(1, best.expand(-1, -1, self.num_classes))
-        boxes = proposed.boxes.gather(1, best.expand(-1, -1, 4))
+        scores = proposed.logits.detach().amax(-1)
+        logits, boxes = best_rows(self.config.num_queries, scores, proposed.logits, proposed.boxes)
         chosen = {"pred_logits": logits, "pred_boxes": boxes.sigmoid()}
-        content = self.content.weight[: best.shape[1]].expand(best.shape[0], -1, -1)
+        content = self.content.weight[: boxes.shape[1]].expand(boxes.shape[0], -1, -1)
         return content, boxes.detach().clamp(-MAX_LOGIT, MAX_LOGIT), chosen
 
     def _places(self, references: Tensor, content: Tensor, layer: int) -> Tensor:

@@ -1,24 +1,67 @@
-"""What the members with focal classification have in common: losses, predictions, outputs by layer.
+"""What the members with focal classification have in common: settings, losses, outputs by layer.
 
 From Deformable DETR (Zhu et al., ICLR 2021, arXiv 2010.04159, appendix A.4) on, classes are
 independent logits, matched and trained by the focal loss (arXiv 1708.02002). The members' configs
-have the settings under the same names: ``cost_class``, ``cost_bbox``, ``cost_giou``,
-``coef_class``, ``coef_bbox``, ``coef_giou``, ``focal_alpha``, ``focal_gamma``,
-``max_detections``.
+have these settings under the same names, also where they are no :class:`FocalConfig`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.criterion import ClassLoss, FocalLoss, SetCriterion
 from zoo.models.detr.denoising import DenoisingQueries
 from zoo.models.detr.dense import DenseOutput
 from zoo.models.detr.matcher import HungarianMatcher
 from zoo.models.detr.postprocess import DetectionPostprocess
+from zoo.models.layers.backbone import Backbone, build_backbone
+from zoo.models.layers.heads import MIN_SIDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalConfig:
+    """Settings that members share; each has defaults of its own where its paper differs."""
+
+    backbone: str = "resnet50"  # or another ResNet, or nano
+    backbone_weights: str | None = None  # IMAGENET1K_V1, a file, none (random) or null (later)
+    dilation: bool = False  # DC5: the last stage keeps its resolution, stride 16 instead of 32
+    norm: str = "frozen"  # of the ResNet: frozen, or batch to train from scratch
+    strides: tuple[int, ...] = ()  # backbone levels; (): the usual one
+    dim: int = 256
+    num_heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    ffn_dim: int = 2048
+    dropout: float = 0.1
+    num_queries: int = 300
+    aux_loss: bool = True  # losses on every decoder layer
+
+    # Matching and losses
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    coef_class: float = 2.0
+    coef_bbox: float = 5.0
+    coef_giou: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    max_detections: int = 100
+
+
+def named_backbone(config: FocalConfig) -> Backbone:
+    """The backbone that the config names."""
+    return build_backbone(
+        config.backbone,
+        dilation=config.dilation,
+        weights=config.backbone_weights,
+        norm=config.norm,
+        strides=config.strides,
+    )
 
 
 class LayeredOutput(TypedDict, total=False):
@@ -38,6 +81,22 @@ class LayeredOutput(TypedDict, total=False):
     dn_outputs: dict[str, Any]
     dense_outputs: DenseOutput
     many_outputs: dict[str, Any]
+
+
+def with_noised(
+    noised: DenoisingQueries, known: Tensor, content: Tensor, anchors: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised queries, with contents ``known`` [B, L, D], in front of the others.
+
+    From the others' contents [B, Q, D] and anchors' logits [B, Q, 4]: those of all L + Q, and self
+    attention's bias [B or 1, 1, L + Q, L + Q], so that nobody else sees the noised ones.
+    """
+    seen = noised.attention_mask(content.shape[1])
+    # A bias, made once, not in every layer.
+    bias = torch.zeros_like(seen, dtype=content.dtype).masked_fill_(~seen, -torch.inf)
+    content = torch.cat([known.to(content.dtype), content], 1)
+    anchors = torch.cat([noised.boxes.to(anchors.dtype).logit(MIN_SIDE), anchors], 1)
+    return content, anchors, bias
 
 
 def layered_output(
@@ -70,17 +129,25 @@ def layered_output(
 
 def focal_criterion(config: Any, num_classes: int) -> SetCriterion:
     """The losses of a model with these settings."""
-    costs = config.cost_class, config.cost_bbox, config.cost_giou
     alpha, gamma = config.focal_alpha, config.focal_gamma
+    return weighed_criterion(config, num_classes, FocalLoss(alpha, gamma), alpha, gamma)
+
+
+def weighed_criterion(
+    config: Any, num_classes: int, classes: ClassLoss, alpha: float, gamma: float
+) -> SetCriterion:
+    """Losses and matching with the weights of the settings, classes scored by ``classes``.
+
+    ``alpha`` and ``gamma`` are those of the focal cost in matching.
+    """
+    costs = config.cost_class, config.cost_bbox, config.cost_giou
     return SetCriterion(
         num_classes,
         HungarianMatcher(*costs, kind="focal", alpha=alpha, gamma=gamma),
-        kind="focal",
+        classes,
         coef_class=config.coef_class,
         coef_bbox=config.coef_bbox,
         coef_giou=config.coef_giou,
-        alpha=alpha,
-        gamma=gamma,
     )
 
 

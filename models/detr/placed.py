@@ -18,11 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.models.detr.anchors import MAX_LOGIT, QuerySelection, exact
+from zoo.models.detr.anchors import QuerySelection
 from zoo.models.detr.detector import Detector
-from zoo.models.detr.focal import focal_criterion, focal_postprocess
-from zoo.models.layers.backbone import Backbone, NanoBackbone, build_backbone, known_unpadded
+from zoo.models.detr.focal import (
+    FocalConfig,
+    focal_criterion,
+    focal_postprocess,
+    named_backbone,
+)
+from zoo.models.layers.backbone import Backbone, NanoBackbone, known_unpadded
 from zoo.models.layers.fusion import LevelFusion
+from zoo.models.layers.heads import MAX_LOGIT, exact
 from zoo.models.layers.position import anchor_sine, sine_position
 from zoo.models.layers.transformer import MLP, EncoderLayer, PromptSlot, init_xavier
 from zoo.registry import ModelSpec
@@ -30,42 +36,21 @@ from zoo.weights import KeyLayout, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacedConfig:
-    """Settings that the three models share; the defaults are Conditional DETR's."""
+class PlacedConfig(FocalConfig):
+    """Settings that the three models share; the defaults are Conditional DETR's.
 
-    backbone: str = "resnet50"  # or another ResNet, or nano
-    backbone_weights: str | None = None  # IMAGENET1K_V1, a file, none (random) or null (later)
-    dilation: bool = False  # DC5: the last stage keeps its resolution, stride 16 instead of 32
-    norm: str = "frozen"  # of the ResNet: frozen, or batch to train from scratch
-    widths: tuple[int, ...] = ()  # a nano backbone of one's own: channels of its stages, with
-    depths: tuple[int, ...] = ()  # the blocks of each
-    dim: int = 256
-    num_heads: int = 8
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    ffn_dim: int = 2048
-    dropout: float = 0.1
+    ``strides`` are fused where there are several.
+    """
+
     temperature: float = 10000.0  # of all sines
-    num_queries: int = 300
-    aux_loss: bool = True  # losses on every decoder layer
 
     # Not the papers': see the module's docstring.
-    strides: tuple[int, ...] = ()  # backbone levels that are fused; (): the usual one
-    memory_stride: int = 0  # which of them the memory has; 0: the coarsest
+    widths: tuple[int, ...] = ()  # a nano backbone of one's own: channels of its stages, with
+    depths: tuple[int, ...] = ()  # the blocks of each
+    memory_stride: int = 0  # which of the strides the memory has; 0: the coarsest
     query_selection: bool = False
     proposal_side: float = 0.1  # of a proposal before the box head speaks, in image sides
     dense_side: float = 0.0  # dense supervision of the memory, boxes beginning so large; 0: none
-
-    # Matching and losses
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    coef_class: float = 2.0
-    coef_bbox: float = 5.0
-    coef_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    max_detections: int = 100
 
 
 # From scratch in minutes on a CPU; the same for all three, so that they can be compared.
@@ -91,13 +76,7 @@ def placed_backbone(config: PlacedConfig) -> Backbone:
     """The backbone that the config names."""
     if config.widths:
         return NanoBackbone(config.widths, config.depths, out_strides=config.strides or (16,))
-    return build_backbone(
-        config.backbone,
-        dilation=config.dilation,
-        weights=config.backbone_weights,
-        norm=config.norm,
-        strides=config.strides,
-    )
+    return named_backbone(config)
 
 
 def map_projection(channels: Sequence[int], dim: int, level: int) -> nn.Module:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
-from zoo.models.detr.anchors import exact
 from zoo.models.detr.criterion import SetCriterion
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.detr import (
@@ -37,6 +36,7 @@ from zoo.models.detr.detr import (
     detr_postprocess,
 )
 from zoo.models.layers.backbone import Backbone, known_unpadded
+from zoo.models.layers.heads import exact
 from zoo.models.layers.transformer import MLP
 from zoo.registry import ModelSpec, register_model
 from zoo.types import Losses, Target

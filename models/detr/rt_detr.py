@@ -30,28 +30,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError, nearest
-from zoo.models.detr.anchors import MAX_LOGIT, MIN_SIDE, box_head, class_head, exact
-from zoo.models.detr.contrastive import ContrastiveQueries, contrastive_queries
-from zoo.models.detr.matcher import HungarianMatcher
-from zoo.models.detr.postprocess import DetectionPostprocess
-from zoo.models.detr.quality import QualityCriterion
+from zoo.models.detr.contrastive import contrastive_queries
+from zoo.models.detr.focal import (
+    LayeredOutput,
+    focal_postprocess,
+    layered_output,
+    weighed_criterion,
+    with_noised,
+)
+from zoo.models.detr.quality import VarifocalLoss
 from zoo.models.detr.rt_detr_keys import LAYOUTS, coco_classes, published, start
 from zoo.models.layers.backbone import Backbone, NanoBackbone, known_unpadded
-from zoo.models.layers.conditional import autocast_once
-from zoo.models.layers.deformable import DeformableAttention
-from zoo.models.layers.deformable_transformer import DeformableDecoderLayer, init_deformable
-from zoo.models.layers.hybrid_encoder import HybridEncoder, first_boxes, flat_levels
-from zoo.models.layers.levels import FlatLevels
+from zoo.models.layers.deformable_transformer import (
+    CellHeads,
+    DeformableDecoderLayer,
+    decode,
+    init_deformable,
+)
+from zoo.models.layers.heads import MAX_LOGIT, best_rows, box_head, class_head, exact
+from zoo.models.layers.hybrid_encoder import HybridEncoder
+from zoo.models.layers.levels import FlatLevels, flat_levels
 from zoo.models.layers.resnet_vd import ConvNorm, build_vd_backbone
 from zoo.models.layers.transformer import ACTIVATIONS, MLP, init_xavier
 from zoo.registry import ModelSpec, register_model
-from zoo.types import Criterion, Postprocess, Target
+from zoo.types import Criterion, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +108,6 @@ class RtDetrConfig:
     max_detections: int = 100
 
 
-class RtDetrOutput(TypedDict, total=False):
-    """What the model returns; boxes are cxcywh in 0..1 of the unpadded image.
-
-    In training, ``aux_outputs`` holds the same two keys for the selected proposals and, with
-    ``aux_loss``, for every earlier decoder layer; with denoising, ``dn_outputs`` is what
-    :class:`zoo.models.detr.quality.QualityCriterion` documents.
-    """
-
-    pred_logits: Tensor  # [B, Q, K]
-    pred_boxes: Tensor  # [B, Q, 4]
-    aux_outputs: list[dict[str, Tensor]]
-    dn_outputs: dict[str, Any]
-
-
 class Selected(TypedDict):
     """Proposals that become queries: contents, class logits and boxes' logits."""
 
@@ -122,20 +116,15 @@ class Selected(TypedDict):
     boxes: Tensor  # [B, Q, 4]
 
 
-class Selection(nn.Module):
+class Selection(CellHeads):
     """Query selection (section 4.3): the cells whose best class scores highest.
 
     Boxes are worked out for the chosen cells alone.
     """
 
     def __init__(self, dim: int, num_classes: int, num_queries: int) -> None:
-        super().__init__()
+        super().__init__(dim, num_classes)
         self.num_queries = num_queries
-        self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
-        init_xavier(self.proj)
-        self.class_embed = class_head(dim, num_classes)
-        self.bbox_embed = box_head(dim)
 
     def forward(self, levels: FlatLevels) -> Selected:
         """From the levels' tokens. Q is ``num_queries``, or the cells' number where that is less.
@@ -143,17 +132,12 @@ class Selection(nn.Module):
         Padded cells come last. Cells at the edge may be chosen, as in the release: they stand for
         an empty content at the image's far corner.
         """
-        starts, void = first_boxes(levels)
-        states = self.norm(self.proj(levels.tokens.masked_fill(void[..., None], 0.0)))
-        logits = exact(self.class_embed, states)
+        states, logits, starts = self.scored(levels.tokens, levels)
         scores = logits.detach().amax(-1)
         if levels.mask is not None:
             scores = scores.masked_fill(~levels.mask, -torch.inf)
-        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices[..., None]
-        content = states.gather(1, chosen.expand(-1, -1, states.shape[-1]))
-        places = starts.expand(states.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
+        content, logits, places = best_rows(self.num_queries, scores, states, logits, starts)
         boxes = places + exact(self.bbox_embed, content)
-        logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))
         return {"content": content, "logits": logits, "boxes": boxes}
 
 
@@ -166,14 +150,9 @@ class RtDetrDecoder(nn.Module):
         points = config.num_points * (levels if len(config.num_points) == 1 else 1)
         sizes = (dim, config.num_heads, config.ffn_dim, config.dropout)
         self.layers = nn.ModuleList(
-            DeformableDecoderLayer(*sizes, levels, points[0]) for _ in range(count)
+            DeformableDecoderLayer(*sizes, levels, points, discrete=config.discrete)
+            for _ in range(count)
         )
-        if config.discrete or len(set(points)) > 1:
-            for layer in self.layers:
-                attention = DeformableAttention(
-                    dim, config.num_heads, levels, points, discrete=config.discrete
-                )
-                cast(DeformableDecoderLayer, layer).cross_attn = attention
         init_deformable(self.layers)
         self.query_pos_head = MLP(4, 2 * dim, dim, 2)
         init_xavier(self.query_pos_head)
@@ -196,31 +175,23 @@ class RtDetrDecoder(nn.Module):
         tokens. ``self_mask`` [.., Q, Q] as in :func:`zoo.models.layers.transformer.attend`; with
         ``layers`` only so many of them run.
         """
-        memory = autocast_once(levels.tokens)  # once, not in every layer's projection
-        last = (layers or len(self.layers)) - 1
-        anchors = anchors.clamp(-MAX_LOGIT, MAX_LOGIT)
-        base, logits, boxes = anchors, [], []
-        parts = zip(self.layers, self.class_embed, self.bbox_embed, strict=True)
-        for n, (layer, class_embed, bbox_embed) in enumerate(parts):
-            places = anchors.sigmoid()
-            x = layer(
-                x,
-                self.query_pos_head(places),
-                levels.scaled(places),
-                memory,
-                levels.shapes,
-                memory_mask=levels.mask,
-                self_mask=self_mask,
-            )
-            step = exact(bbox_embed, x)
-            if every or n == last:
-                logits.append(exact(class_embed, x))
-                boxes.append((base + step).sigmoid())
-            if n == last:
-                break
-            base = (anchors + step).clamp(-MAX_LOGIT, MAX_LOGIT)
-            anchors = base.detach()
-        return torch.stack(logits), torch.stack(boxes)
+        count = layers or len(self.layers)
+        states, boxes = decode(
+            list(self.layers)[:count],
+            x,
+            anchors.clamp(-MAX_LOGIT, MAX_LOGIT),
+            levels.tokens,
+            levels,
+            query_pos=lambda places, content, layer: self.query_pos_head(places),
+            box_heads=list(self.bbox_embed)[:count],
+            look_forward_twice=True,
+            padded_pos=False,
+            self_mask=self_mask,
+            every=every,
+        )
+        heads = list(self.class_embed)[count - len(states) : count]
+        logits = [exact(head, state) for head, state in zip(heads, states, strict=True)]
+        return torch.stack(logits), boxes
 
 
 class RtDetr(nn.Module):
@@ -257,7 +228,7 @@ class RtDetr(nn.Module):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         targets: Sequence[Target] | None = None,
-    ) -> RtDetrOutput:
+    ) -> LayeredOutput:
         """Predictions for a batch of images.
 
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are 0 where padded and in 0..1 (of a
@@ -283,11 +254,8 @@ class RtDetr(nn.Module):
                 label_noise=self.config.label_noise,
                 box_noise=self.config.box_noise,
             )
-            seen = noised.attention_mask(content.shape[1])
-            # A bias, made once, not in every layer.
-            self_mask = torch.zeros_like(seen, dtype=content.dtype).masked_fill_(~seen, -torch.inf)
-            content = torch.cat([self.label_embed(noised.labels).to(content.dtype), content], 1)
-            anchors = torch.cat([noised.boxes.to(anchors.dtype).logit(MIN_SIDE), anchors], 1)
+            known = self.label_embed(noised.labels)
+            content, anchors, self_mask = with_noised(noised, known, content, anchors)
         logits, boxes = self.decoder(
             content,
             anchors,
@@ -296,26 +264,10 @@ class RtDetr(nn.Module):
             every=self.training and self.config.aux_loss,
             layers=0 if self.training else self.config.exit_layer,
         )
-        return self._outputs(logits, boxes, found, noised)
-
-    def _outputs(
-        self, logits: Tensor, boxes: Tensor, found: Selected, noised: ContrastiveQueries | None
-    ) -> RtDetrOutput:
-        """Logits [N, B, L + Q, K] and boxes [N, B, L + Q, 4] of layers, taken apart."""
-        first = noised.length if noised is not None else 0
-        layers = zip(logits[:, :, first:], boxes[:, :, first:], strict=True)
-        *earlier, last = [{"pred_logits": c, "pred_boxes": b} for c, b in layers]
-        out = RtDetrOutput(pred_logits=last["pred_logits"], pred_boxes=last["pred_boxes"])
-        if self.training:
-            proposals = {"pred_logits": found["logits"], "pred_boxes": found["boxes"].sigmoid()}
-            out["aux_outputs"] = [proposals, *earlier]
-        if noised is not None:
-            out["dn_outputs"] = {
-                "pred_logits": logits[:, :, :first],
-                "pred_boxes": boxes[:, :, :first],
-                "denoising": noised,
-            }
-        return out
+        proposals = {"pred_logits": found["logits"], "pred_boxes": found["boxes"].sigmoid()}
+        return layered_output(
+            logits, boxes, training=self.training, proposals=[proposals], noised=noised
+        )
 
 
 def _check(config: RtDetrConfig) -> None:
@@ -353,21 +305,9 @@ def _backbone(config: RtDetrConfig) -> Backbone:
 
 
 def _criterion(config: RtDetrConfig, num_classes: int) -> Criterion:
-    costs = config.cost_class, config.cost_bbox, config.cost_giou
-    alpha, gamma = config.cost_alpha, config.cost_gamma
-    return QualityCriterion(
-        num_classes,
-        HungarianMatcher(*costs, kind="focal", alpha=alpha, gamma=gamma),
-        coef_class=config.coef_class,
-        coef_bbox=config.coef_bbox,
-        coef_giou=config.coef_giou,
-        alpha=config.quality_alpha,
-        gamma=config.quality_gamma,
-    )
-
-
-def _postprocess(config: RtDetrConfig) -> Postprocess:
-    return DetectionPostprocess(kind="focal", max_detections=config.max_detections)
+    """Matching has the focal loss's cost, as in the release."""
+    classes = VarifocalLoss(config.quality_alpha, config.quality_gamma)
+    return weighed_criterion(config, num_classes, classes, config.cost_alpha, config.cost_gamma)
 
 
 def _predictor(*args: Any, **kwargs: Any) -> Any:
@@ -393,7 +333,7 @@ def _spec(
         config=config,
         build=RtDetr,
         criterion=_criterion,
-        postprocess=_postprocess,
+        postprocess=focal_postprocess,
         predictor=_predictor,
         recipe=recipe,
         start=start,

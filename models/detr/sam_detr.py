@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
-from zoo.models.detr.anchors import MAX_LOGIT, Anchors, QuerySelection, box_head, class_head, exact
+from zoo.models.detr.anchors import Anchors, QuerySelection
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.focal import LayeredOutput, layered_output
 from zoo.models.detr.placed import (
@@ -54,6 +54,7 @@ from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import ProjectedAttention
 from zoo.models.layers.fusion import level_of
 from zoo.models.layers.gaussian import HeadWindows, gaussian_bias
+from zoo.models.layers.heads import MAX_LOGIT, box_head, class_head, exact
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import MLP, Attention, init_xavier
 from zoo.registry import ModelSpec, register_model

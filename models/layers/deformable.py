@@ -14,7 +14,8 @@ RT-DETR v2's variants (arXiv 2407.17140, section 3): another number of points on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,35 +108,51 @@ class DeformableAttention(nn.Module):
         heads = (self.num_heads, sum(self.num_points))
         offsets = _wide(self.sampling_offsets(query)).unflatten(-1, (*heads, 2))
         weights = _wide(self.attention_weights(query)).unflatten(-1, heads).softmax(-1)
-        rows, scales = [], []
-        places = self._places(offsets, _wide(references), shapes)
-        parts = zip(places, weights.split(self.num_points, -1), shapes, strict=True)
-        start = 0
-        for (x, y), weight, (height, width) in parts:
-            if self.discrete:
-                row, scale = _nearest(x, y, height, width), weight
-            else:
-                row, scale = _corners(x, y, weight, height, width)
-            rows.append(row + start)
-            scales.append(scale)
-            start += height * width
-        mixed = weighted_rows(_wide(value), torch.cat(rows, -1), torch.cat(scales, -1))
+        x, y, sizes = self._places(offsets, _wide(references), shapes)
+        if self.discrete:
+            rows, scales = _nearest(x, y, sizes), weights
+        else:
+            rows, scales = _corners(x, y, weights, sizes)
+        mixed = weighted_rows(_wide(value), rows, scales)
         return self.output_proj(mixed.to(value.dtype))
 
     def _places(
         self, offsets: Tensor, references: Tensor, shapes: Shapes
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """x and y [B, Q, A, P] of a level's points, in cells: 0 is the map's edge."""
-        for level, part in enumerate(offsets.split(self.num_points, -2)):
-            height, width = shapes[level]
-            reference = references[:, :, 0 if references.shape[2] == 1 else level, None, None]
-            if reference.shape[-1] == 4:
-                reach = reference[..., 2:] * (self.offset_scale / self.num_points[level])
-                x, y = (reference[..., :2] + part * reach).unbind(-1)
-                yield x * width, y * height
-            else:
-                (x, y), (dx, dy) = reference.unbind(-1), part.unbind(-1)
-                yield x * width + dx, y * height + dy
+    ) -> tuple[Tensor, Tensor, Sizes]:
+        """x and y [B, Q, A, N] of the N points of all levels, in cells: 0 is their map's edge."""
+        counts = self.num_points
+        widths, heights, starts, shares = [], [], [], []
+        start = 0
+        for count, (height, width) in zip(counts, shapes, strict=True):
+            ones = offsets.new_ones(count)  # times a size that may be a symbol of a graph
+            widths.append(ones * width)
+            heights.append(ones * height)
+            starts.append(ones.to(torch.int32) * start)
+            shares.append(ones * (self.offset_scale / count))
+            start += height * width
+        sizes = Sizes(torch.cat(widths), torch.cat(heights), torch.cat(starts))
+        dx, dy = offsets.unbind(-1)
+        if references.shape[2] == 1:
+            places = references[:, :, :, None]  # [B, Q, 1, 1, 2 or 4]
+        else:
+            by_level = zip(references.split(1, 2), counts, strict=True)
+            places = torch.cat([part.expand(-1, -1, n, -1) for part, n in by_level], 2)
+            places = places[:, :, None]  # [B, Q, 1, N, 2 or 4]
+        if places.shape[-1] == 4:
+            cx, cy, w, h = places.unbind(-1)
+            share = torch.cat(shares)
+            x, y = dx * (w * share) + cx, dy * (h * share) + cy
+            return x * sizes.width, y * sizes.height, sizes
+        cx, cy = places.unbind(-1)
+        return dx + cx * sizes.width, dy + cy * sizes.height, sizes
+
+
+class Sizes(NamedTuple):
+    """Of each point's map, [N]: width and height in cells, and its first row in the memory."""
+
+    width: Tensor
+    height: Tensor
+    start: Tensor
 
 
 def weighted_rows(value: Tensor, rows: Tensor, scales: Tensor) -> Tensor:
@@ -159,37 +176,40 @@ def weighted_rows(value: Tensor, rows: Tensor, scales: Tensor) -> Tensor:
     return sums.view(batch, -1, dim)
 
 
-def _corners(
-    x: Tensor, y: Tensor, weight: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """The four cells around each point, [B, Q, A, 4 P], and their weights: bilinear times given."""
-    column, across = _neighbours(x, width)
-    row, down = _neighbours(y, height)
-    across = across * weight[..., None]
-    cells = row[..., :, None] * width + column[..., None, :]
-    return cells.flatten(-3), (down[..., :, None] * across[..., None, :]).flatten(-3)
+def _corners(x: Tensor, y: Tensor, weight: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """The four cells around each point, [B, Q, A, 4 N], and their weights: bilinear times given."""
+    column, across = _neighbours(x, sizes.width)
+    row, down = _neighbours(y, sizes.height)
+    row = row * sizes.width.to(torch.int32) + sizes.start
+    down = [part * weight for part in down]
+    cells = torch.stack([r + c for r in row for c in column], -1)
+    return cells.flatten(-2), torch.stack([d * a for d in down for a in across], -1).flatten(-2)
 
 
-def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two cells whose middles are around each place, [..., 2], and the weight of each.
+def _neighbours(place: Tensor, size: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The two cells whose middles are around each place, [2, ...], and the weight of each.
 
     The weight is 0, and the cell any valid one, where it is outside of 0..size-1.
     """
     place = place - 0.5  # in middles of cells
-    first = place.floor()
+    with torch.no_grad():
+        first = place.floor()
+        second = first + 1
+        in_first = ((first >= 0) & (first < size)).to(place.dtype)
+        in_second = ((second >= 0) & (second < size)).to(place.dtype)
+        last = (size - 1).to(torch.int32)
+        cells = torch.stack([first, second]).to(torch.int32)
+        cells = torch.minimum(cells.clamp_(min=0), last)
     right = place - first
-    cells = torch.stack([first, first + 1], -1)
-    inside = (cells >= 0) & (cells < size)
-    weights = torch.stack([1 - right, right], -1) * inside
-    # Clamped as integers: then what is not finite can't leave the table either.
-    return cells.to(torch.int32).clamp(0, size - 1), weights
+    return cells, [(1 - right) * in_first, right * in_second]
 
 
-def _nearest(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
+def _nearest(x: Tensor, y: Tensor, sizes: Sizes) -> Tensor:
     """One cell a point, as RT-DETR v2's release rounds: half a cell right and down of its own."""
-    column = (x + 0.5).to(torch.int32).clamp(0, width - 1)
-    row = (y + 0.5).to(torch.int32).clamp(0, height - 1)
-    return row * width + column
+    last = (torch.stack([sizes.width, sizes.height]) - 1).to(torch.int32)
+    column = torch.minimum((x + 0.5).to(torch.int32).clamp(min=0), last[0])
+    row = torch.minimum((y + 0.5).to(torch.int32).clamp(min=0), last[1])
+    return row * sizes.width.to(torch.int32) + column + sizes.start
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -22,9 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.models.layers.deformable_transformer import initial_proposals
 from zoo.models.layers.folding import FrozenBatchNorm2d, affine
-from zoo.models.layers.levels import FlatLevels, _places
 from zoo.models.layers.resnet_vd import ConvNorm
 from zoo.models.layers.transformer import EncoderLayer, PromptSlot, init_xavier
 
@@ -207,59 +205,3 @@ def _sines(
         y, x = (torch.cat([p.sin(), p.cos()], 1) for p in (rows, columns))
         grid = [y[:, None].expand(-1, width, -1), x.expand(height, -1, -1)]
         return torch.cat(grid, -1).flatten(0, 1).to(dtype)
-
-
-def flat_levels(maps: Sequence[Tensor], masks: Sequence[Tensor] | None) -> FlatLevels:
-    """Maps [B, D, h, w] as one sequence; ``masks`` [B, h, w], None where nothing is padded.
-
-    There are no positions (``pos`` is empty): RT-DETR's memory has none.
-    """
-    tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
-    shapes = [(x.shape[2], x.shape[3]) for x in maps]
-    kind = torch.promote_types(tokens.dtype, torch.float32)
-    mask, ratios = None, tokens.new_ones(1, 1, 2, dtype=kind)
-    if masks is None:
-        centres = _unpadded(shapes, tokens.device, kind)[0]
-    else:
-        parts, shares = zip(*(_places(one, kind) for one in masks), strict=True)
-        mask, ratios = torch.cat([one.flatten(1) for one in masks], 1), torch.stack(shares, 1)
-        centres = torch.cat(parts, 1)
-    return FlatLevels(
-        tokens=tokens,
-        pos=tokens.new_zeros(1, 0, tokens.shape[-1]),
-        shapes=shapes,
-        mask=mask,
-        ratios=ratios,
-        centres=centres,
-    )
-
-
-def first_boxes(levels: FlatLevels) -> tuple[Tensor, Tensor]:
-    """What every cell's box begins with; see :func:`initial_proposals`."""
-    if levels.mask is not None:
-        return initial_proposals(levels)
-    return _unpadded(levels.shapes, levels.centres.device, levels.centres.dtype)[1:]
-
-
-def _unpadded(
-    shapes: Sequence[tuple[int, int]], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Middles [1, S, 2], first boxes [1, S, 4] and void cells [1, S] of pictures without padding.
-
-    Pictures of one shape share them; those of the last shapes are kept.
-    """
-    make = _grid.__wrapped__ if torch.compiler.is_compiling() else _grid
-    return make(tuple(shapes), device, dtype)
-
-
-@lru_cache(maxsize=32)
-def _grid(
-    shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-        whole = [torch.ones(1, h, w, dtype=torch.bool, device=device) for h, w in shapes]
-        centres = torch.cat([_places(one, dtype)[0] for one in whole], 1)
-        none = centres.new_zeros(1, 0, 1)
-        ones = centres.new_ones(1, 1, 2)
-        levels = FlatLevels(none, none, list(shapes), None, ones, centres)
-        return centres, *initial_proposals(levels)

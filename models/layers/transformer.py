@@ -44,10 +44,10 @@ _activation = activation  # the layers' parameter of that name hides the functio
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of different lengths behind each other, [1, sum of lengths, D], without padding.
+    """Rows of different lengths behind each other, [B, sum of lengths, D], without padding.
 
     In place of a mask: each row attends to itself only. ``biases`` has, for every row, a mask or
-    bias broadcastable to [1, A, length, length], or None.
+    bias broadcastable to [B, A, length, length], or None.
     """
 
     lengths: list[int]

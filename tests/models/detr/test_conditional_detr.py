@@ -5,22 +5,36 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import detector_checks as checks
 import pytest
 import torch
+from detector_checks import (
+    CLASSES,
+    converted,
+    furthest,
+    mixed_and_exact,
+    our_resnet,
+    padded_batch,
+    reaches_every_parameter,
+    reads_no_padding,
+    released,
+    same_gradients,
+    some_targets,
+    their_resnet,
+    their_sizes,
+)
 from torch import Tensor, nn
 from transformers import ConditionalDetrConfig as TheirConfig
-from transformers import ConditionalDetrForObjectDetection, ResNetConfig
+from transformers import ConditionalDetrForObjectDetection
 from transformers.models.conditional_detr import modeling_conditional_detr as their_module
 
 from zoo.errors import ZooError
 from zoo.models.detr import dab_detr, deformable_detr, detr
 from zoo.models.detr.conditional_detr import LAYOUTS, ConditionalDetr, ConditionalDetrConfig
-from zoo.models.layers.backbone import ResNetBackbone, ResNetSpec
+from zoo.models.layers.backbone import ResNetBackbone
 from zoo.registry import model_spec
-from zoo.types import Target
 from zoo.weights import Loaded, initialise
 
-CLASSES = 5
 TINY = ConditionalDetrConfig(
     dim=32,
     num_heads=4,
@@ -30,7 +44,6 @@ TINY = ConditionalDetrConfig(
     num_queries=7,
     dropout=0.0,
 )
-DEPTHS, WIDTHS = (1, 2, 1, 2), (16, 24, 32, 40)
 SMALL: dict[str, Any] = {"widths": (16, 16, 24, 32), "depths": (1, 1, 1, 1)}
 NANOLIKE: dict[str, Any] = {
     **SMALL,
@@ -43,51 +56,15 @@ NANOLIKE: dict[str, Any] = {
 }
 
 
-@torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Weights and statistics far from their start, so that a swapped or a lost one shows."""
-    generator = torch.Generator().manual_seed(1)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.copy_(drawn * (high - low) + low)
-
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("running_var"):
-            uniform(tensor, 0.5, 2.0)
-        elif tensor.ndim == 1 and name.endswith("weight"):  # norms
-            uniform(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1 and tensor.is_floating_point():
-            uniform(tensor, -0.3, 0.3)
-        elif re.search("query_position|queries.embed", name):
-            uniform(tensor, -2.0, 2.0)
-        elif tensor.ndim == 2:
-            uniform(tensor, -0.4, 0.4)
+    checks.randomise(model, reaches={"query_position|queries.embed": 2.0})
 
 
 def theirs(block: str = "bottleneck", **settings: Any) -> nn.Module:
     """transformers' model of ``TINY``'s shape, with a tiny ResNet unless timm's is named."""
     if "backbone" not in settings:
-        settings["use_timm_backbone"] = False
-        settings["backbone_config"] = ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=list(WIDTHS),
-            depths=list(DEPTHS),
-            layer_type=block,
-            out_features=["stage4"],
-        )
-    config = TheirConfig(
-        d_model=TINY.dim,
-        encoder_layers=TINY.encoder_layers,
-        decoder_layers=TINY.decoder_layers,
-        encoder_attention_heads=TINY.num_heads,
-        decoder_attention_heads=TINY.num_heads,
-        encoder_ffn_dim=TINY.ffn_dim,
-        decoder_ffn_dim=TINY.ffn_dim,
-        num_queries=TINY.num_queries,
-        num_labels=CLASSES,
-        **settings,
-    )
+        settings |= their_resnet(block)
+    config = TheirConfig(d_model=TINY.dim, **their_sizes(TINY), **settings)
     model = ConditionalDetrForObjectDetection(config).eval()
     randomise(model)
     return model
@@ -97,8 +74,7 @@ def ours(block: str = "bottleneck", **settings: Any) -> ConditionalDetr:
     config = replace(TINY, **settings)
     if config.widths:
         return ConditionalDetr(config, CLASSES).eval()
-    spec = ResNetSpec(block=block, depths=DEPTHS, widths=WIDTHS, stem=8)
-    return ConditionalDetr(config, CLASSES, ResNetBackbone(spec)).eval()
+    return ConditionalDetr(config, CLASSES, our_resnet(block)).eval()
 
 
 def as_version_4(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -119,11 +95,6 @@ def as_version_4(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 # What transformers' conversion script calls the release's parts, from right to left.
 RELEASE_NAMES = (
-    ("backbone.conv_encoder.model.", "backbone.0.body."),
-    ("embedder.embedder.convolution", "conv1"),
-    ("embedder.embedder.normalization", "bn1"),
-    ("shortcut.convolution", "downsample.0"),
-    ("shortcut.normalization", "downsample.1"),
     ("input_projection", "input_proj"),
     ("query_position_embeddings", "query_embed"),
     ("class_labels_classifier", "class_embed"),
@@ -136,59 +107,21 @@ RELEASE_NAMES = (
 )
 
 
+def release_name(key: str) -> str:
+    for old, new in RELEASE_NAMES:
+        key = key.replace(old, new)
+    key = key.replace("final_layer_norm", "norm2" if key.startswith("encoder") else "norm3")
+    return re.sub(r"^(encoder|decoder)\.", r"transformer.\1.", key)
+
+
 def to_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' tensors under the release's names, the encoder's projections fused."""
-    out: dict[str, Tensor] = {}
-    for key, value in as_version_4(state).items():
-        if re.search(r"encoder\.layers\.\d\.self_attn\.[qkv]_proj", key):
-            continue
-        key = key.removeprefix("model.")
-        key = re.sub(
-            r"encoder\.stages\.(\d)\.layers\.(\d)", lambda m: f"layer{int(m[1]) + 1}.{m[2]}", key
-        )
-        key = re.sub(r"layer\.(\d)\.convolution", lambda m: f"conv{int(m[1]) + 1}", key)
-        key = re.sub(r"layer\.(\d)\.normalization", lambda m: f"bn{int(m[1]) + 1}", key)
-        for old, new in RELEASE_NAMES:
-            key = key.replace(old, new)
-        last = "norm2" if key.startswith("encoder") else "norm3"
-        key = key.replace("final_layer_norm", last)
-        key = re.sub(r"^(encoder|decoder)\.", r"transformer.\1.", key)
-        out[key] = value
-        if key.endswith("running_var"):
-            out[key.replace("running_var", "num_batches_tracked")] = torch.tensor(3)
-    for layer in range(TINY.encoder_layers):
-        for kind in ("weight", "bias"):
-            stem = f"encoder.layers.{layer}.self_attn"
-            parts = [state[f"model.{stem}.{p}_proj.{kind}"] for p in "qkv"]
-            out[f"transformer.{stem}.in_proj_{kind}"] = torch.cat(parts)
-    return out
+    of_encoder = r"encoder\.layers\.\d\.self_attn"
+    return released(as_version_4(state), release_name, fused=of_encoder)
 
 
 def convert(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``state`` under our names; exactly one layout may claim it, and it has to be that one."""
-    found = [layout for layout in LAYOUTS if layout.recognises(state)]
-    assert [layout.name for layout in found] == [name]
-    return found[0].convert(state)
-
-
-def padded_batch(dtype: torch.dtype = torch.float32, size: int = 96) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.randn(3, 3, size, size + 37, dtype=dtype, generator=generator)
-    mask = torch.ones(3, size, size + 37, dtype=torch.bool)
-    mask[1, 50:] = False
-    mask[2, :, 70:] = False
-    mask[2, 81:] = False
-    return pixels * mask[:, None], mask
-
-
-def some_targets(counts: tuple[int, ...] = (2, 0, 4)) -> list[Target]:
-    generator = torch.Generator().manual_seed(3)
-    targets = []
-    for count in counts:
-        boxes = torch.rand(count, 4, generator=generator) * 0.2 + 0.3
-        labels = torch.randint(CLASSES, (count,), generator=generator)
-        targets.append({"labels": labels, "boxes": boxes})
-    return targets
+    return converted(LAYOUTS, state, name)
 
 
 @pytest.fixture
@@ -209,19 +142,6 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(their_module, "encode_sinusoidal_position_embedding", of_points)
 
 
-@torch.no_grad()
-def worst(model: ConditionalDetr, reference: nn.Module, dtype: torch.dtype) -> float:
-    """The largest difference of logits and boxes on a padded batch."""
-    model, reference = model.to(dtype).eval(), reference.to(dtype)
-    pixels, mask = padded_batch(dtype)
-    mine, other = model(pixels, mask), reference(pixels, pixel_mask=mask.long())
-    assert mine["pred_logits"].shape == other.logits.shape
-    assert other.logits.std() > 0.05  # or there would be nothing to compare
-    assert other.pred_boxes.std(1).mean() > 0.03
-    differences = [mine["pred_logits"] - other.logits, mine["pred_boxes"] - other.pred_boxes]
-    return max(d.abs().max().item() for d in differences)
-
-
 LAYOUT_CASES = {
     "release": (to_release, "the Conditional DETR release's"),
     "in memory": (dict, "transformers'"),
@@ -237,21 +157,21 @@ def test_equals_transformers_through_every_layout(case: str, block: str) -> None
     state = convert(rename(reference.state_dict()), name)
     note = initialise(model, Loaded(state=state, origin="test", layout=name))
     assert name in note
-    assert worst(model, reference, torch.float32) <= 1e-5
+    assert furthest(model, reference, torch.float32) <= 1e-5
 
 
 @pytest.mark.usefixtures("in_float64")
 def test_equals_transformers_to_the_last_digits() -> None:
     reference, model = theirs(), ours()
     model.load_state_dict(convert(reference.state_dict(), "transformers'"))
-    assert worst(model, reference, torch.float64) <= 1e-10
+    assert furthest(model, reference, torch.float64) <= 1e-10
 
 
 def test_equals_transformers_with_timm() -> None:
     reference = theirs(backbone="resnet18", use_timm_backbone=True, use_pretrained_backbone=False)
     model = ConditionalDetr(TINY, CLASSES, ResNetBackbone("resnet18"))
     model.load_state_dict(convert(reference.state_dict(), "transformers'"))
-    assert worst(model, reference, torch.float32) <= 1e-5
+    assert furthest(model, reference, torch.float32) <= 1e-5
 
 
 @pytest.mark.usefixtures("in_float64")
@@ -264,12 +184,7 @@ def test_gradients_equal_transformers() -> None:
     (other.logits.square().sum() + other.pred_boxes.square().sum()).backward()
     wanted = {k: p.grad for k, p in reference.named_parameters() if p.grad is not None}
     wanted = convert(wanted, "transformers'")
-    compared = 0
-    for key, parameter in model.named_parameters():
-        if not key.startswith("backbone."):  # transformers freezes its own ResNet whole
-            torch.testing.assert_close(parameter.grad, wanted[key], rtol=1e-7, atol=1e-9)
-            compared += 1
-    assert compared > 100
+    assert same_gradients(model, wanted, rtol=1e-7, atol=1e-9) > 100
 
 
 def test_layers_are_normed_for_their_heads_only() -> None:
@@ -351,43 +266,20 @@ def test_every_parameter_gets_a_finite_gradient(case: str, counts: tuple[int, ..
     model = ours(**GRADIENT_CASES[case]).train()
     criterion = model_spec("conditional_detr_r50").criterion(model.config, CLASSES)
     losses = criterion(model(*padded_batch()), some_targets(counts))
-    losses.total.backward()
-    assert losses.total.isfinite()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    reaches_every_parameter(model, losses)
 
 
 def test_padding_does_not_reach_the_decoder() -> None:
-    """Whatever tokens of padding hold, no prediction changes."""
     model = ours().double()
     randomise(model)
-    pixels, mask = padded_batch(torch.float64)
-
-    def boxes(noise: float, hide: bool = True) -> Tensor:
-        def disturb(module: nn.Module, args: Any, out: Any) -> Any:
-            ((features, valid),) = out
-            return [(features + noise * ~valid[:, None], valid if hide else valid | True)]
-
-        hook = model.backbone.register_forward_hook(disturb)
-        with torch.no_grad():
-            result = model(pixels, mask)["pred_boxes"]
-        hook.remove()
-        return result
-
-    assert torch.equal(boxes(0.0), boxes(1e3))
-    assert not torch.allclose(boxes(0.0, hide=False), boxes(1e3, hide=False))
+    reads_no_padding(model, *padded_batch(torch.float64))
 
 
 def test_mixed_precision_keeps_boxes_in_float32() -> None:
     model = ours()
     randomise(model)
-    pixels, mask = padded_batch()
-    with torch.no_grad():
-        exact = model(pixels, mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = model(pixels, mask)
-    assert mixed["pred_boxes"].dtype == mixed["pred_logits"].dtype == torch.float32
+    mixed, exact = mixed_and_exact(model, *padded_batch())
     assert (mixed["pred_boxes"] - exact["pred_boxes"]).abs().mean() < 0.02
 
 

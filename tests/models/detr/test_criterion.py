@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo import distributed
 from zoo.errors import ZooError
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.criterion import FocalLoss, SetCriterion, SoftmaxLoss
 from zoo.models.detr.denoising import DenoisingQueries, denoising_queries
 from zoo.models.detr.matcher import HungarianMatcher, Kind
 from zoo.types import Target
@@ -157,7 +157,8 @@ def as_outputs(logits: Tensor, boxes: Tensor) -> dict[str, Any]:
 
 def criterion_of(kind: Kind, **settings: Any) -> SetCriterion:
     matcher = HungarianMatcher(1.0 if kind == "softmax" else 2.0, 5.0, 2.0, kind=kind)
-    return SetCriterion(K, matcher, kind=kind, **settings)
+    classes = SoftmaxLoss() if kind == "softmax" else FocalLoss()
+    return SetCriterion(K, matcher, classes, **settings)
 
 
 def weighted(terms: Mapping[str, Any], weights: Mapping[str, float]) -> float:
@@ -339,7 +340,7 @@ def test_a_label_out_of_range_is_refused_by_name() -> None:
 
 def test_a_matcher_or_head_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="the matcher is for focal logits"):
-        SetCriterion(K, HungarianMatcher(kind="focal"), kind="softmax")
+        SetCriterion(K, HungarianMatcher(kind="focal"), SoftmaxLoss())
     logits, boxes = leaves("focal", 1, 1)
     with pytest.raises(ValueError, match="pred_logits has 4 columns; softmax with 4 classes has 5"):
         criterion_of("softmax")(as_outputs(logits, boxes), random_targets([1]))
@@ -431,9 +432,10 @@ def test_proposals_are_divided_by_the_mean_number_of_objects(
         assert twice[name].item() == pytest.approx(alone[name].item() / 2, abs=1e-12)
 
 
-def test_proposals_are_for_focal_criteria() -> None:
+@pytest.mark.parametrize("key", ["enc_outputs", "dense_outputs"])
+def test_some_outputs_are_for_independent_classes(key: str) -> None:
     logits, boxes = leaves("softmax", 1, 1)
     outputs = as_outputs(logits, boxes)
-    outputs["enc_outputs"] = {"pred_logits": logits[0], "pred_boxes": boxes[0]}
-    with pytest.raises(ValueError, match="enc_outputs are scored by the focal loss"):
+    outputs[key] = {"pred_logits": logits[0], "pred_boxes": boxes[0]}
+    with pytest.raises(ValueError, match=f"{key} are scored by the focal loss or its like"):
         criterion_of("softmax")(outputs, random_targets([1]))

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
+from detector_checks import shaken
 
 from zoo.models.detr.dab_deformable_detr import DabDeformableDetr, DabDeformableDetrConfig
 from zoo.registry import model_spec
@@ -16,26 +16,7 @@ TINY = DabDeformableDetrConfig(
 
 def built(**settings):
     torch.manual_seed(4)
-    made = DabDeformableDetr(replace(TINY, **settings), 3)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return made
-
-
-@pytest.fixture
-def batch():
-    """Two pictures of noise, the second padded, with two objects and one."""
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 255, (2, 3, 96, 128), generator=draw, dtype=torch.uint8)
-    mask = torch.ones(2, 96, 128, dtype=torch.bool)
-    mask[1, 80:], mask[1, :, 96:] = False, False
-    boxes = torch.tensor([[0.3, 0.4, 0.3, 0.5], [0.7, 0.6, 0.4, 0.4]])
-    targets = [
-        {"labels": torch.tensor([0, 2]), "boxes": boxes},
-        {"labels": torch.tensor([1]), "boxes": boxes[:1]},
-    ]
-    return pixels * mask[:, None], mask, targets
+    return shaken(DabDeformableDetr(replace(TINY, **settings), 3))
 
 
 def test_a_query_begins_at_its_anchor_and_every_layer_moves_it(batch):

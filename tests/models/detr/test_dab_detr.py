@@ -5,29 +5,42 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import detector_checks as checks
 import pytest
 import torch
+from detector_checks import (
+    CLASSES,
+    converted,
+    furthest,
+    mixed_and_exact,
+    our_resnet,
+    padded_batch,
+    reaches_every_parameter,
+    reads_no_padding,
+    released,
+    same_gradients,
+    some_targets,
+    their_resnet,
+    their_sizes,
+)
 from torch import Tensor, nn
 from transformers import DabDetrConfig as TheirConfig
-from transformers import DabDetrForObjectDetection, ResNetConfig
+from transformers import DabDetrForObjectDetection
 from transformers.models.dab_detr import modeling_dab_detr as their_module
 
 from zoo.errors import ZooError
 from zoo.models.detr.anchors import Anchors, QuerySelection, even_points
 from zoo.models.detr.dab_detr import DabDetr, DabDetrConfig
 from zoo.models.detr.dab_keys import LAYOUTS
-from zoo.models.layers.backbone import ResNetBackbone, ResNetSpec
+from zoo.models.layers.backbone import ResNetBackbone
 from zoo.models.layers.conditional import ConditionalDecoderLayer
 from zoo.models.layers.fusion import LevelFusion
 from zoo.registry import model_spec
-from zoo.types import Target
 from zoo.weights import Loaded, initialise
 
-CLASSES = 5
 TINY = DabDetrConfig(
     dim=32, num_heads=4, encoder_layers=2, decoder_layers=3, ffn_dim=48, num_queries=7
 )
-DEPTHS, WIDTHS = (1, 2, 1, 2), (16, 24, 32, 40)
 SMALL: dict[str, Any] = {"widths": (16, 16, 24, 32), "depths": (1, 1, 1, 1), "dim": 32}
 NANOLIKE: dict[str, Any] = {
     **SMALL,
@@ -40,51 +53,15 @@ NANOLIKE: dict[str, Any] = {
 }
 
 
-@torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Weights and statistics far from their start, so that a swapped or a lost one shows."""
-    generator = torch.Generator().manual_seed(1)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.copy_(drawn * (high - low) + low)
-
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("running_var"):
-            uniform(tensor, 0.5, 2.0)
-        elif tensor.ndim == 1 and name.endswith("weight"):  # norms and PReLU
-            uniform(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1 and tensor.is_floating_point():
-            uniform(tensor, -0.3, 0.3)
-        elif re.search("refpoint|anchors|patterns", name):
-            uniform(tensor, -2.0, 2.0)
-        elif tensor.ndim == 2:
-            uniform(tensor, -0.4, 0.4)
+    checks.randomise(model, reaches={"refpoint|anchors|patterns": 2.0})
 
 
 def theirs(block: str = "bottleneck", **settings: Any) -> nn.Module:
     """transformers' DAB-DETR of ``TINY``'s shape, with a tiny ResNet unless timm's is named."""
     if "backbone" not in settings:
-        settings["use_timm_backbone"] = False
-        settings["backbone_config"] = ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=list(WIDTHS),
-            depths=list(DEPTHS),
-            layer_type=block,
-            out_features=["stage4"],
-        )
-    config = TheirConfig(
-        hidden_size=TINY.dim,
-        encoder_layers=TINY.encoder_layers,
-        decoder_layers=TINY.decoder_layers,
-        encoder_attention_heads=TINY.num_heads,
-        decoder_attention_heads=TINY.num_heads,
-        encoder_ffn_dim=TINY.ffn_dim,
-        decoder_ffn_dim=TINY.ffn_dim,
-        num_queries=TINY.num_queries,
-        num_labels=CLASSES,
-        **settings,
-    )
+        settings |= their_resnet(block)
+    config = TheirConfig(hidden_size=TINY.dim, **their_sizes(TINY), **settings)
     model = DabDetrForObjectDetection(config).eval()
     randomise(model)
     return model
@@ -94,17 +71,11 @@ def ours(block: str = "bottleneck", **settings: Any) -> DabDetr:
     config = replace(TINY, **settings)
     if config.widths:
         return DabDetr(config, CLASSES).eval()
-    spec = ResNetSpec(block=block, depths=DEPTHS, widths=WIDTHS, stem=8)
-    return DabDetr(config, CLASSES, ResNetBackbone(spec)).eval()
+    return DabDetr(config, CLASSES, our_resnet(block)).eval()
 
 
 # What transformers' conversion script calls the release's parts, from right to left.
 RELEASE_NAMES = (
-    ("backbone.conv_encoder.model.", "backbone.0.body."),
-    ("embedder.embedder.convolution", "conv1"),
-    ("embedder.embedder.normalization", "bn1"),
-    ("shortcut.convolution", "downsample.0"),
-    ("shortcut.normalization", "downsample.1"),
     ("input_projection", "input_proj"),
     ("query_refpoint_embeddings", "refpoint_embed"),
     ("bbox_predictor", "bbox_embed"),
@@ -134,30 +105,15 @@ RELEASE_NAMES = (
 )
 
 
+def release_name(key: str) -> str:
+    for old, new in RELEASE_NAMES:
+        key = key.replace(old, new)
+    return re.sub(r"^(encoder|decoder|patterns)\.", r"transformer.\1.", key)
+
+
 def to_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' tensors under the DAB-DETR release's names, the encoder's projections fused."""
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if re.search(r"encoder\.layers\.\d\.self_attn\.[qkv]_proj", key):
-            continue
-        key = key.removeprefix("model.")
-        key = re.sub(
-            r"encoder\.stages\.(\d)\.layers\.(\d)", lambda m: f"layer{int(m[1]) + 1}.{m[2]}", key
-        )
-        key = re.sub(r"layer\.(\d)\.convolution", lambda m: f"conv{int(m[1]) + 1}", key)
-        key = re.sub(r"layer\.(\d)\.normalization", lambda m: f"bn{int(m[1]) + 1}", key)
-        for old, new in RELEASE_NAMES:
-            key = key.replace(old, new)
-        key = re.sub(r"^(encoder|decoder|patterns)\.", r"transformer.\1.", key)
-        out[key] = value
-        if key.endswith("running_var"):
-            out[key.replace("running_var", "num_batches_tracked")] = torch.tensor(3)
-    for layer in range(TINY.encoder_layers):
-        for kind in ("weight", "bias"):
-            stem = f"encoder.layers.{layer}.self_attn"
-            parts = [state[f"model.{stem}.{p}_proj.{kind}"] for p in "qkv"]
-            out[f"transformer.{stem}.in_proj_{kind}"] = torch.cat(parts)
-    return out
+    return released(state, release_name, fused=r"encoder\.layers\.\d\.self_attn")
 
 
 def as_saved(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,29 +122,7 @@ def as_saved(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``state`` under our names; exactly one layout may claim it, and it has to be that one."""
-    found = [layout for layout in LAYOUTS if layout.recognises(state)]
-    assert [layout.name for layout in found] == [name]
-    return found[0].convert(state)
-
-
-def padded_batch(dtype: torch.dtype = torch.float32, size: int = 96) -> tuple[Tensor, Tensor]:
-    pixels = torch.randn(3, 3, size, size + 37, dtype=dtype)
-    mask = torch.ones(3, size, size + 37, dtype=torch.bool)
-    mask[1, 50:] = False
-    mask[2, :, 70:] = False
-    mask[2, 81:] = False
-    return pixels * mask[:, None], mask
-
-
-def some_targets(counts: tuple[int, ...] = (2, 0, 4)) -> list[Target]:
-    generator = torch.Generator().manual_seed(3)
-    targets = []
-    for count in counts:
-        boxes = torch.rand(count, 4, generator=generator) * 0.2 + 0.3
-        labels = torch.randint(CLASSES, (count,), generator=generator)
-        targets.append({"labels": labels, "boxes": boxes})
-    return targets
+    return converted(LAYOUTS, state, name)
 
 
 @pytest.fixture
@@ -228,19 +162,6 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
 
 
-@torch.no_grad()
-def worst(model: DabDetr, reference: nn.Module, dtype: torch.dtype) -> float:
-    """The largest difference of logits and boxes on a padded batch."""
-    model, reference = model.to(dtype).eval(), reference.to(dtype)
-    pixels, mask = padded_batch(dtype)
-    mine, other = model(pixels, mask), reference(pixels, pixel_mask=mask.long())
-    assert mine["pred_logits"].shape == other.logits.shape
-    assert other.logits.std() > 0.05  # or there would be nothing to compare
-    assert other.pred_boxes.std(1).mean() > 0.03
-    differences = [mine["pred_logits"] - other.logits, mine["pred_boxes"] - other.pred_boxes]
-    return max(d.abs().max().item() for d in differences)
-
-
 LAYOUT_CASES = {
     "release": (to_release, "the DAB-DETR release's"),
     "in memory": (dict, "transformers'"),
@@ -257,7 +178,7 @@ def test_equals_transformers_through_every_layout(case: str, block: str, pattern
     state = convert(rename(reference.state_dict()), name)
     note = initialise(model, Loaded(state=state, origin="test", layout=name))
     assert name in note
-    assert worst(model, reference, torch.float32) <= 1e-5
+    assert furthest(model, reference, torch.float32) <= 1e-5
 
 
 @pytest.mark.usefixtures("in_float64")
@@ -268,14 +189,14 @@ def test_equals_transformers_to_the_last_digits(case: str, patterns: int) -> Non
     reference = theirs(num_patterns=patterns)
     model = ours(num_patterns=patterns)
     model.load_state_dict(convert(rename(reference.state_dict()), name))
-    assert worst(model, reference, torch.float64) <= 1e-11
+    assert furthest(model, reference, torch.float64) <= 1e-11
 
 
 def test_equals_transformers_with_timm() -> None:
     reference = theirs(backbone="resnet18", use_timm_backbone=True, use_pretrained_backbone=False)
     model = DabDetr(TINY, CLASSES, ResNetBackbone("resnet18"))
     model.load_state_dict(convert(reference.state_dict(), "transformers'"))
-    assert worst(model, reference, torch.float32) <= 1e-5
+    assert furthest(model, reference, torch.float32) <= 1e-5
 
 
 def test_equals_transformers_with_auxiliary_losses_on() -> None:
@@ -283,7 +204,7 @@ def test_equals_transformers_with_auxiliary_losses_on() -> None:
     reference = theirs(auxiliary_loss=True)
     model = ours()
     model.load_state_dict(convert(reference.state_dict(), "transformers'"))
-    assert worst(model, reference, torch.float32) <= 1e-5
+    assert furthest(model, reference, torch.float32) <= 1e-5
     pixels, mask = padded_batch()
     with torch.no_grad():
         alone = model.eval()(pixels, mask)
@@ -314,16 +235,7 @@ def test_gradients_equal_transformers() -> None:
     (other.logits.square().sum() + other.pred_boxes.square().sum()).backward()
     wanted = {k: p.grad for k, p in reference.named_parameters(remove_duplicate=False)}
     wanted = convert({k: g for k, g in wanted.items() if g is not None}, "transformers'")
-    compared = 0
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad and key in wanted:
-            assert parameter.grad is not None, key
-            torch.testing.assert_close(parameter.grad, wanted[key], rtol=1e-8, atol=1e-8)
-            compared += 1
-    # transformers freezes the whole backbone where it is its own ResNet.
-    rest = [n for n, p in model.named_parameters() if p.requires_grad and n not in wanted]
-    assert all(n.startswith("backbone.") for n in rest)
-    assert compared > 100
+    assert same_gradients(model, wanted) > 100
 
 
 # ---- The paper's parts ------------------------------------------------------------------------
@@ -483,12 +395,7 @@ def test_every_parameter_gets_a_finite_gradient(case: str, counts: tuple[int, ..
     criterion = model_spec("dab_detr_r50").criterion(model.config, CLASSES)
     targets = some_targets(counts)
     losses = criterion(model(*padded_batch(), targets=targets), targets)
-    losses.total.backward()
-    assert losses.total.isfinite()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    reaches_every_parameter(model, losses)
 
 
 def test_targets_mean_nothing_without_denoising() -> None:
@@ -501,25 +408,9 @@ def test_targets_mean_nothing_without_denoising() -> None:
 
 
 def test_padding_does_not_reach_the_decoder() -> None:
-    """Whatever tokens of padding hold, no prediction changes; nor does a lone image's, padded."""
     model = ours(query_selection=True, num_queries=3).double()
     randomise(model)
-    pixels, mask = padded_batch(torch.float64)
-
-    def boxes(noise: float, hide: bool = True) -> Tensor:
-        def disturb(module: nn.Module, args: Any, out: Any) -> Any:
-            ((features, valid),) = out
-            assert not valid.all()
-            return [(features + noise * ~valid[:, None], valid if hide else valid | True)]
-
-        hook = model.backbone.register_forward_hook(disturb)
-        with torch.no_grad():
-            result = model(pixels, mask)["pred_boxes"]
-        hook.remove()
-        return result
-
-    assert torch.equal(boxes(0.0), boxes(1e3))
-    assert not torch.allclose(boxes(0.0, hide=False), boxes(1e3, hide=False))
+    reads_no_padding(model, *padded_batch(torch.float64))
 
 
 def test_no_mask_is_a_mask_of_all() -> None:
@@ -535,12 +426,7 @@ def test_no_mask_is_a_mask_of_all() -> None:
 @pytest.mark.parametrize("settings", [{}, NANOLIKE])
 def test_mixed_precision_keeps_boxes_in_float32(settings: dict[str, Any]) -> None:
     model = ours(**settings)
-    pixels, mask = padded_batch()
-    with torch.no_grad():
-        exact = model(pixels, mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = model(pixels, mask)
-    assert mixed["pred_boxes"].dtype == mixed["pred_logits"].dtype == torch.float32
+    mixed, exact = mixed_and_exact(model, *padded_batch())
     if not settings:  # proposals may come in another order
         torch.testing.assert_close(mixed["pred_boxes"], exact["pred_boxes"], rtol=0, atol=0.02)
 

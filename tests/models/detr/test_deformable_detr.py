@@ -7,11 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import detector_checks as checks
 import pytest
 import torch
+from detector_checks import (
+    CLASSES,
+    converted,
+    furthest,
+    mixed_and_exact,
+    our_resnet,
+    padded_batch,
+    reaches_every_parameter,
+    released,
+    same_gradients,
+    some_targets,
+    their_resnet,
+    their_sizes,
+)
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig as TheirConfig
-from transformers import DeformableDetrForObjectDetection, ResNetConfig
+from transformers import DeformableDetrForObjectDetection
 from transformers.models.deformable_detr import modeling_deformable_detr as their_module
 
 from zoo.errors import ZooError
@@ -19,14 +34,12 @@ from zoo.models.detr.criterion import SetCriterion
 from zoo.models.detr.deformable_detr import CLASS_ROWS, DeformableDetr, DeformableDetrConfig
 from zoo.models.detr.deformable_keys import LAYOUTS, arrange_heads
 from zoo.models.detr.graph import example, to_program
-from zoo.models.layers.backbone import NanoBackbone, ResNetBackbone, ResNetSpec
+from zoo.models.layers.backbone import NanoBackbone, ResNetBackbone
 from zoo.models.layers.deformable_transformer import DeformableDecoder, initial_proposals
 from zoo.models.layers.levels import LevelProjection
 from zoo.registry import model_spec
-from zoo.types import Target
 from zoo.weights import Loaded, initialise, load
 
-CLASSES = 5
 TINY = DeformableDetrConfig(
     dim=64,
     num_heads=4,
@@ -37,7 +50,6 @@ TINY = DeformableDetrConfig(
     dropout=0.0,
     num_queries=7,
 )
-DEPTHS, WIDTHS = (1, 2, 1, 2), (16, 24, 32, 40)
 KINDS: dict[str, dict[str, bool]] = {
     "plain": {},
     "refine": {"box_refine": True},
@@ -46,57 +58,30 @@ KINDS: dict[str, dict[str, bool]] = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-@torch.no_grad()
+STAGES = ("stage2", "stage3", "stage4")
+LEVELS = ("layer2", "layer3", "layer4")
+
+
 def randomise(model: nn.Module) -> None:
-    """Weights and statistics far from their start, so that a swapped or a lost one shows."""
-    generator = torch.Generator().manual_seed(1)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.copy_(drawn * (high - low) + low)
-
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("running_var"):
-            uniform(tensor, 0.5, 2.0)
-        elif name.endswith("sampling_offsets.bias"):
-            uniform(tensor, -3.0, 3.0)
-        elif tensor.ndim == 1 and name.endswith("weight"):  # norms
-            uniform(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1 and tensor.is_floating_point():
-            uniform(tensor, -0.3, 0.3)
-        elif re.search("query|level_embed", name):
-            uniform(tensor, -1.0, 1.0)
-        elif tensor.ndim == 2:
-            uniform(tensor, -0.2, 0.2)
+    reaches = {r"sampling_offsets\.bias": 3.0, "query|level_embed": 1.0}
+    checks.randomise(model, reaches=reaches, matrices=0.2)
 
 
 def theirs(kind: str = "plain", **settings: Any) -> nn.Module:
     """transformers' Deformable DETR of ``TINY``'s shape; layers that may differ in heads do."""
     if "backbone" not in settings:
-        settings["backbone_config"] = ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=list(WIDTHS),
-            depths=list(DEPTHS),
-            out_features=["stage2", "stage3", "stage4"],
-        )
+        settings |= their_resnet(stages=STAGES)
     config = TheirConfig(
         d_model=TINY.dim,
-        encoder_layers=TINY.encoder_layers,
-        decoder_layers=TINY.decoder_layers,
-        encoder_attention_heads=TINY.num_heads,
-        decoder_attention_heads=TINY.num_heads,
-        encoder_ffn_dim=TINY.ffn_dim,
-        decoder_ffn_dim=TINY.ffn_dim,
         encoder_n_points=TINY.num_points,
         decoder_n_points=TINY.num_points,
-        num_queries=TINY.num_queries,
         two_stage_num_proposals=TINY.num_queries,
         num_feature_levels=TINY.num_levels,
         dropout=0.0,
-        num_labels=CLASSES,
         with_box_refine=kind != "plain",
         two_stage=kind == "two stages",
         disable_custom_kernels=True,
+        **their_sizes(TINY),
         **settings,
     )
     model = DeformableDetrForObjectDetection(config).eval()
@@ -112,18 +97,11 @@ def theirs(kind: str = "plain", **settings: Any) -> nn.Module:
 
 def ours(kind: str = "plain", **settings: Any) -> DeformableDetr:
     config = replace(TINY, **KINDS[kind], **settings)
-    spec = ResNetSpec(block="bottleneck", depths=DEPTHS, widths=WIDTHS, stem=8)
-    backbone = ResNetBackbone(spec, out=("layer2", "layer3", "layer4"))
-    return DeformableDetr(config, CLASSES, backbone).eval()
+    return DeformableDetr(config, CLASSES, our_resnet(out=LEVELS)).eval()
 
 
 # What the release calls the parts, read from its source, from right to left.
 RELEASE_NAMES = (
-    ("backbone.model.", "backbone.0.body."),
-    ("embedder.embedder.convolution", "conv1"),
-    ("embedder.embedder.normalization", "bn1"),
-    ("shortcut.convolution", "downsample.0"),
-    ("shortcut.normalization", "downsample.1"),
     ("query_position_embeddings", "query_embed"),
     ("mlp.fc", "linear"),
     ("o_proj", "out_proj"),
@@ -139,56 +117,27 @@ RELEASE_NORMS = {
 IN_TRANSFORMER = r"^(encoder|decoder|level_embed|reference_points|enc_output|pos_trans)"
 
 
+def release_name(key: str) -> str:
+    for old, new in RELEASE_NAMES:
+        key = key.replace(old, new)
+    for old, new in RELEASE_NORMS.get(key.split(".")[0], {}).items():
+        key = key.replace(f".{old}.", f".{new}.")
+    return re.sub(IN_TRANSFORMER, r"transformer.\1", key.replace("encoder_attn", "cross_attn"))
+
+
 def to_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' tensors under the release's names, the decoder's projections fused."""
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if re.search(r"decoder\.layers\.\d\.self_attn\.[qkv]_proj", key):
-            continue
-        key = key.removeprefix("model.")
-        key = re.sub(
-            r"encoder\.stages\.(\d)\.layers\.(\d)", lambda m: f"layer{int(m[1]) + 1}.{m[2]}", key
-        )
-        key = re.sub(r"layer\.(\d)\.convolution", lambda m: f"conv{int(m[1]) + 1}", key)
-        key = re.sub(r"layer\.(\d)\.normalization", lambda m: f"bn{int(m[1]) + 1}", key)
-        for old, new in RELEASE_NAMES:
-            key = key.replace(old, new)
-        part = key.split(".")[0]
-        for old, new in RELEASE_NORMS.get(part, {}).items():
-            key = key.replace(f".{old}.", f".{new}.")
-        key = key.replace("encoder_attn", "cross_attn")
-        key = re.sub(IN_TRANSFORMER, r"transformer.\1", key)
-        out[key] = value
-        if key.endswith("running_var"):
-            out[key.replace("running_var", "num_batches_tracked")] = torch.tensor(3)
-    for layer in range(TINY.decoder_layers):
-        for kind in ("weight", "bias"):
-            stem = f"decoder.layers.{layer}.self_attn"
-            parts = [state[f"model.{stem}.{p}_proj.{kind}"] for p in "qkv"]
-            out[f"transformer.{stem}.in_proj_{kind}"] = torch.cat(parts)
-    return out
+    return released(state, release_name, fused=r"decoder\.layers\.\d\.self_attn")
 
 
 def convert(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``state`` under our names; exactly one layout may claim it, and it has to be that one."""
-    found = [layout for layout in LAYOUTS if layout.recognises(state)]
-    assert [layout.name for layout in found] == [name]
-    return found[0].convert(state)
+    return converted(LAYOUTS, state, name)
 
 
 def same_weights(kind: str, dtype: torch.dtype = torch.float32) -> tuple[DeformableDetr, nn.Module]:
     reference, model = theirs(kind), ours(kind)
     model.load_state_dict(convert(reference.state_dict(), "transformers'"))
     return model.to(dtype), reference.to(dtype)
-
-
-def padded_batch(dtype: torch.dtype = torch.float32, size: int = 96) -> tuple[Tensor, Tensor]:
-    pixels = torch.randn(3, 3, size, size + 37, dtype=dtype)
-    mask = torch.ones(3, size, size + 37, dtype=torch.bool)
-    mask[1, 50:] = False
-    mask[2, :, 70:] = False
-    mask[2, 81:] = False
-    return pixels * mask[:, None], mask
 
 
 @pytest.fixture
@@ -210,19 +159,11 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(their_module.DeformableDetrModel, "get_proposal_pos_embed", embed)
 
 
-@torch.no_grad()
 def worst(model: DeformableDetr, reference: nn.Module, dtype: torch.dtype) -> float:
     """The largest difference of logits and boxes on a padded batch and on one without padding."""
-    found = []
     pixels, mask = padded_batch(dtype)
-    for inputs in ((pixels, mask), (pixels[:1], mask[:1]), (pixels[:1], None)):
-        theirs_mask = None if inputs[1] is None else inputs[1].long()
-        mine, other = model(*inputs), reference(inputs[0], pixel_mask=theirs_mask)
-        assert mine["pred_logits"].shape == other.logits.shape
-        assert other.logits.std() > 0.05  # or there would be nothing to compare
-        assert other.pred_boxes.std(1).mean() > 0.03
-        found += [mine["pred_logits"] - other.logits, mine["pred_boxes"] - other.pred_boxes]
-    return max(d.abs().max().item() for d in found)
+    inputs = [(pixels, mask), (pixels[:1], mask[:1]), (pixels[:1], None)]
+    return furthest(model, reference, dtype, inputs)
 
 
 LAYOUT_CASES = {
@@ -262,9 +203,7 @@ def test_equals_transformers_to_the_last_digits(kind: str) -> None:
 
 def test_equals_transformers_with_timm() -> None:
     reference = theirs(backbone="resnet18", use_timm_backbone=True)
-    model = DeformableDetr(
-        TINY, CLASSES, ResNetBackbone("resnet18", out=("layer2", "layer3", "layer4"))
-    ).eval()
+    model = DeformableDetr(TINY, CLASSES, ResNetBackbone("resnet18", out=LEVELS))
     model.load_state_dict(convert(reference.state_dict(), "transformers'"))
     assert worst(model, reference, torch.float32) <= 1e-5
 
@@ -316,17 +255,7 @@ def compare_gradients(model: nn.Module, reference: nn.Module, kind: str) -> None
     for name, parameter in reference.named_parameters(remove_duplicate=kind == "plain"):
         if parameter.grad is not None:
             grads[name] = parameter.grad
-    wanted = convert(grads, "transformers'")
-    compared = 0
-    for key, parameter in model.named_parameters():
-        if key in wanted:
-            assert parameter.grad is not None, key
-            torch.testing.assert_close(parameter.grad, wanted[key], rtol=1e-8, atol=1e-8)
-            compared += 1
-        else:
-            # transformers freezes the whole backbone where it is its own ResNet.
-            assert key.startswith("backbone."), key
-    assert compared > 120
+    assert same_gradients(model, convert(grads, "transformers'")) > 120
 
 
 # ---- The paper's parts ------------------------------------------------------------------------
@@ -473,16 +402,6 @@ def test_padding_is_not_looked_at(kind: str) -> None:
     torch.testing.assert_close(memory[levels.mask], other[levels.mask])
 
 
-def some_targets(counts: tuple[int, ...] = (2, 0, 4)) -> list[Target]:
-    generator = torch.Generator().manual_seed(3)
-    targets = []
-    for count in counts:
-        boxes = torch.rand(count, 4, generator=generator) * 0.2 + 0.3
-        labels = torch.randint(CLASSES, (count,), generator=generator)
-        targets.append({"labels": labels, "boxes": boxes})
-    return targets
-
-
 @kinds
 def test_trains_every_parameter(kind: str) -> None:
     spec = model_spec("deformable_detr_r50", **KINDS[kind])
@@ -494,11 +413,7 @@ def test_trains_every_parameter(kind: str) -> None:
     staged = kind == "two stages"
     assert ("enc_loss_giou" in losses.terms) == staged
     assert "loss_ce_1" in losses.terms
-    losses.total.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    reaches_every_parameter(model, losses)
     if staged:
         assert model.proposals.bbox_embed.layers[-1].bias.grad.abs().max() > 0
 
@@ -513,15 +428,8 @@ def test_small_pictures_have_fewer_queries() -> None:
 
 def test_bfloat16_keeps_boxes_exact() -> None:
     model, _ = same_weights("refine")
-    pixels, mask = padded_batch()
-    with torch.no_grad():
-        expected = model(pixels, mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = model(pixels, mask)
-    for key in ("pred_logits", "pred_boxes"):
-        assert found[key].dtype == torch.float32
-    off = (found["pred_boxes"] - expected["pred_boxes"]).abs().mean()
-    assert off < 0.02
+    mixed, exact = mixed_and_exact(model, *padded_batch())
+    assert (mixed["pred_boxes"] - exact["pred_boxes"]).abs().mean() < 0.02
 
 
 def test_the_heads_of_any_file_are_arranged() -> None:
@@ -546,9 +454,7 @@ def test_class_rows_are_carried_over_by_name() -> None:
     loaded = Loaded(
         state=model.state_dict(), origin="test", layout="test", class_names=names, class_ids=()
     )
-    spec = ResNetSpec(block="bottleneck", depths=DEPTHS, widths=WIDTHS, stem=8)
-    backbone = ResNetBackbone(spec, out=("layer2", "layer3", "layer4"))
-    small = DeformableDetr(config, 2, backbone)
+    small = DeformableDetr(config, 2, our_resnet(out=LEVELS))
     initialise(small, loaded, class_rows=CLASS_ROWS, class_names=("owl", "newt"))
     for key in rows:
         assert torch.equal(small.state_dict()[key][0], model.state_dict()[key][2])

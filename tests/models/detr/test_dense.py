@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.criterion import FocalLoss, SetCriterion
 from zoo.models.detr.dense import CENTRE, DenseHead, positives
 from zoo.models.detr.matcher import HungarianMatcher
 
@@ -69,7 +69,7 @@ def test_middles_are_of_the_unpadded_image():
 def test_losses_equal_the_formula():
     out, _ = head_output()
     targets = random_targets(3, 2)
-    criterion = SetCriterion(3, HungarianMatcher(kind="focal"), kind="focal", coef_class=2.0)
+    criterion = SetCriterion(3, HungarianMatcher(kind="focal"), FocalLoss(), coef_class=2.0)
     outputs = {"pred_logits": torch.randn(2, 6, 3), "pred_boxes": torch.rand(2, 6, 4) * 0.4 + 0.3}
     plain = criterion(outputs, targets)
     losses = criterion({**outputs, "dense_outputs": out}, targets)
@@ -94,7 +94,7 @@ def test_losses_equal_the_formula():
 
 def test_a_batch_without_objects_has_finite_losses_and_gradients():
     out, _ = head_output()
-    criterion = SetCriterion(3, HungarianMatcher(kind="focal"), kind="focal")
+    criterion = SetCriterion(3, HungarianMatcher(kind="focal"), FocalLoss())
     outputs = {"pred_logits": torch.randn(2, 6, 3), "pred_boxes": torch.rand(2, 6, 4)}
     losses = criterion({**outputs, "dense_outputs": out}, random_targets(0, 0))
     assert torch.isfinite(losses.total)

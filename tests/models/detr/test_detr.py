@@ -2,13 +2,27 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
+import detector_checks as checks
 import pytest
 import torch
+from detector_checks import (
+    CLASSES,
+    converted,
+    furthest,
+    our_resnet,
+    padded_batch,
+    reaches_every_parameter,
+    reads_no_padding,
+    released,
+    their_resnet,
+    their_sizes,
+)
 from torch import Tensor, nn
 from transformers import DetrConfig as TheirConfig
-from transformers import DetrForObjectDetection, DetrForSegmentation, ResNetConfig
+from transformers import DetrForObjectDetection, DetrForSegmentation
 
 from zoo.errors import ZooError
 from zoo.models.detr.coco_classes import COCO_91
@@ -18,107 +32,65 @@ from zoo.registry import build_model, list_models, model_spec
 from zoo.types import Meta
 from zoo.weights import Loaded, initialise, load
 
-CLASSES = 5
 TINY = DetrConfig(
     dim=32, num_heads=8, encoder_layers=2, decoder_layers=3, ffn_dim=48, num_queries=7
 )
-DEPTHS, WIDTHS = (1, 2, 1, 2), (16, 24, 32, 40)
 
 
 def randomise(model: nn.Module) -> None:
-    """Weights and statistics far from their start, so that a swapped or a lost one shows."""
-    generator = torch.Generator().manual_seed(1)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.copy_(drawn * (high - low) + low)
-
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name.endswith("running_var"):
-                uniform(tensor, 0.5, 2.0)
-            elif tensor.ndim == 1 and name.endswith("weight"):
-                uniform(tensor, 0.5, 1.5)
-            elif tensor.ndim == 1 and tensor.is_floating_point():
-                uniform(tensor, -0.3, 0.3)
-            elif tensor.ndim > 1 and "embed" in name and tensor.ndim == 2:
-                uniform(tensor, -1.0, 1.0)
+    checks.randomise(model, reaches={"query_(embed|position)": 2.0})
 
 
 def theirs(block: str = "bottleneck", panoptic: bool = False, **settings: Any) -> nn.Module:
     """transformers' DETR of the shape of ``TINY``, with a tiny ResNet unless timm's is named."""
-    sizes = {
-        "d_model": TINY.dim,
-        "encoder_layers": TINY.encoder_layers,
-        "decoder_layers": TINY.decoder_layers,
-        "encoder_attention_heads": TINY.num_heads,
-        "decoder_attention_heads": TINY.num_heads,
-        "encoder_ffn_dim": TINY.ffn_dim,
-        "decoder_ffn_dim": TINY.ffn_dim,
-        "num_queries": TINY.num_queries,
-        "num_labels": CLASSES,
-    }
     if "backbone" not in settings:
         # The segmentation model wants all four stages, the detector uses the last it gets.
         stages = [f"stage{n}" for n in (1, 2, 3, 4)] if panoptic else ["stage4"]
-        settings["backbone_config"] = ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=list(WIDTHS),
-            depths=list(DEPTHS),
-            layer_type=block,
-            out_features=stages,
-        )
-        settings["use_timm_backbone"] = False
+        settings |= their_resnet(block, stages)
     kind = DetrForSegmentation if panoptic else DetrForObjectDetection
-    model = kind(TheirConfig(**sizes, **settings)).eval()
+    model = kind(TheirConfig(d_model=TINY.dim, **their_sizes(TINY), **settings)).eval()
     randomise(model)
     return model
 
 
 def ours(block: str = "bottleneck", dilation: bool = False, **settings: Any) -> Detr:
-    from dataclasses import replace
-
-    spec = ResNetSpec(block=block, depths=DEPTHS, widths=WIDTHS, stem=8)
-    backbone = ResNetBackbone(spec, dilation=dilation)
+    backbone = our_resnet(block, dilation=dilation)
     return Detr(replace(TINY, **settings), CLASSES, backbone).eval()
+
+
+# What transformers' conversion script calls the release's parts, from right to left.
+RELEASE_NAMES = (
+    ("input_projection", "input_proj"),
+    ("query_position_embeddings", "query_embed"),
+    ("decoder.layernorm", "decoder.norm"),
+    ("encoder_attn_layer_norm", "norm2"),
+    ("self_attn_layer_norm", "norm1"),
+    ("mlp.fc", "linear"),
+    ("encoder_attn", "multihead_attn"),
+    ("o_proj", "out_proj"),
+    ("class_labels_classifier", "class_embed"),
+    ("bbox_predictor", "bbox_embed"),
+)
+
+
+def release_name(key: str) -> str:
+    for old, new in RELEASE_NAMES:
+        key = key.replace(old, new)
+    key = key.replace("final_layer_norm", "norm3" if "decoder" in key else "norm2")
+    return re.sub(r"^(encoder|decoder)\.", r"transformer.\1.", key)
 
 
 def to_release(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' tensors (in memory) under the DETR release's names, projections fused."""
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if "_proj." in key and "attn" in key and "o_proj" not in key:
-            continue
-        key = key.replace("model.backbone.model.", "backbone.0.body.")
-        key = key.replace("embedder.embedder.convolution", "conv1")
-        key = key.replace("embedder.embedder.normalization", "bn1")
-        key = re.sub(
-            r"encoder\.stages\.(\d)\.layers\.(\d)", lambda m: f"layer{int(m[1]) + 1}.{m[2]}", key
-        )
-        key = re.sub(r"layer\.(\d)\.convolution", lambda m: f"conv{int(m[1]) + 1}", key)
-        key = re.sub(r"layer\.(\d)\.normalization", lambda m: f"bn{int(m[1]) + 1}", key)
-        key = key.replace("shortcut.convolution", "downsample.0")
-        key = key.replace("shortcut.normalization", "downsample.1")
-        key = key.replace("model.input_projection", "input_proj")
-        key = key.replace("model.query_position_embeddings", "query_embed")
-        key = key.replace("model.encoder.", "transformer.encoder.")
-        key = key.replace("model.decoder.", "transformer.decoder.")
-        key = key.replace("decoder.layernorm", "decoder.norm")
-        last = "norm3" if "decoder" in key else "norm2"
-        key = key.replace("encoder_attn_layer_norm", "norm2").replace("final_layer_norm", last)
-        key = key.replace("self_attn_layer_norm", "norm1").replace("mlp.fc", "linear")
-        key = key.replace("encoder_attn", "multihead_attn").replace("o_proj", "out_proj")
-        key = key.replace("class_labels_classifier", "class_embed")
-        key = key.replace("bbox_predictor", "bbox_embed")
-        out[key] = value
-        if key.endswith("running_var"):
-            out[key.replace("running_var", "num_batches_tracked")] = torch.tensor(3)
-    for stem in {k.rsplit(".q_proj", 1)[0] for k in state if ".q_proj." in k}:
-        name = stem.replace("model.", "transformer.").replace("encoder_attn", "multihead_attn")
-        for kind in ("weight", "bias"):
-            parts = [state[f"{stem}.{p}_proj.{kind}"] for p in "qkv"]
-            out[f"{name}.in_proj_{kind}"] = torch.cat(parts)
-    return out
+    return released(state, release_name, fused=r"(?:en|de)coder\.layers\.\d\.\w+_attn")
+
+
+def convert(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return converted(LAYOUTS, state, name)
+
+
+def worst(model: Detr, reference: nn.Module, dtype: torch.dtype) -> float:
+    return furthest(model, reference, dtype, spread=0.002)
 
 
 def to_version_4(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,35 +100,6 @@ def to_version_4(state: dict[str, Tensor]) -> dict[str, Tensor]:
         key = key.replace("backbone.model.", "backbone.conv_encoder.model.")
         out[key.replace(".o_proj.", ".out_proj.").replace(".mlp.fc", ".fc")] = value
     return out
-
-
-def convert(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``state`` under our names; exactly one layout may claim it, and it has to be that one."""
-    found = [layout for layout in LAYOUTS if layout.recognises(state)]
-    assert [layout.name for layout in found] == [name]
-    return found[0].convert(state)
-
-
-def padded_batch(dtype: torch.dtype, size: int = 96) -> tuple[Tensor, Tensor]:
-    pixels = torch.randn(3, 3, size, size + 37, dtype=dtype)
-    mask = torch.ones(3, size, size + 37, dtype=torch.bool)
-    mask[1, 50:] = False
-    mask[2, :, 70:] = False
-    mask[2, 81:] = False
-    return pixels * mask[:, None], mask
-
-
-@torch.no_grad()
-def worst(model: Detr, reference: nn.Module, dtype: torch.dtype) -> float:
-    """The largest difference of logits and boxes on a padded batch."""
-    model, reference = model.to(dtype).eval(), reference.to(dtype)
-    pixels, mask = padded_batch(dtype)
-    mine, other = model(pixels, mask), reference(pixels, pixel_mask=mask.long())
-    assert mine["pred_logits"].shape == other.logits.shape
-    assert other.logits.std() > 0.05  # or there would be nothing to compare
-    assert other.pred_boxes.std() > 0.01
-    differences = [mine["pred_logits"] - other.logits, mine["pred_boxes"] - other.pred_boxes]
-    return max(d.abs().max().item() for d in differences)
 
 
 LAYOUT_CASES = {
@@ -305,25 +248,9 @@ def test_frozen_statistics_do_not_drift() -> None:
 
 
 def test_padding_does_not_reach_the_decoder() -> None:
-    """Whatever tokens of padding hold, no prediction changes."""
     model = ours().double()
     randomise(model)
-    pixels, mask = padded_batch(torch.float64)
-
-    def logits(noise: float, hide: bool = True) -> Tensor:
-        def disturb(module: nn.Module, args: Any, out: Any) -> Any:
-            ((features, valid),) = out
-            assert not valid.all()
-            return [(features + noise * ~valid[:, None], valid if hide else valid | True)]
-
-        hook = model.backbone.register_forward_hook(disturb)
-        with torch.no_grad():
-            result = model(pixels, mask)["pred_logits"]
-        hook.remove()
-        return result
-
-    assert torch.equal(logits(0.0), logits(1e3))
-    assert not torch.allclose(logits(0.0, hide=False), logits(1e3, hide=False))
+    reads_no_padding(model, *padded_batch(torch.float64))
 
 
 def test_no_mask_is_a_mask_of_all() -> None:
@@ -486,12 +413,9 @@ def test_the_parts_of_a_variant_fit_together() -> None:
     ]
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     losses = spec.criterion(spec.config, 3)(model(pixels), targets)
-    losses.total.backward()
+    reaches_every_parameter(model, losses)
     names = {f"loss_{n}{i}" for n in ("ce", "bbox", "giou") for i in ("", "_0", "_1")}
     assert set(losses.terms) == names
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
     terms = losses.terms
     weighed = sum(
         factor * sum(terms[f"loss_{name}{i}"] for i in ("", "_0", "_1"))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detector_checks import shaken
 from torch.nn import functional as F
 
 from zoo.models.detr.dino import Dino, DinoConfig
@@ -18,26 +19,7 @@ TINY = DinoConfig(
 @pytest.fixture
 def model():
     torch.manual_seed(4)
-    made = Dino(TINY, 3)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return made
-
-
-@pytest.fixture
-def batch():
-    """Two pictures of noise, the second padded, with two objects and one."""
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 255, (2, 3, 96, 128), generator=draw, dtype=torch.uint8)
-    mask = torch.ones(2, 96, 128, dtype=torch.bool)
-    mask[1, 80:], mask[1, :, 96:] = False, False
-    boxes = torch.tensor([[0.3, 0.4, 0.3, 0.5], [0.7, 0.6, 0.4, 0.4]])
-    targets = [
-        {"labels": torch.tensor([0, 2]), "boxes": boxes},
-        {"labels": torch.tensor([1]), "boxes": boxes[:1]},
-    ]
-    return pixels * mask[:, None], mask, targets
+    return shaken(Dino(TINY, 3))
 
 
 def test_contents_are_learned_and_places_are_the_best_proposals(model, batch):

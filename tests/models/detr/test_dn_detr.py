@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from detector_checks import CLASSES, shaken, some_targets
+from torch import Tensor, nn
 
 from zoo.models.detr.dab_detr import DabDetr, DabDetrConfig
 from zoo.models.detr.dab_keys import LAYOUTS
 from zoo.models.detr.focal import LayeredOutput
 from zoo.registry import build_model, model_spec
-from zoo.types import Target
 from zoo.weights import Loaded, initialise
 
-CLASSES = 5
 PLAIN = DabDetrConfig(
     widths=(16, 16, 24, 32),
     depths=(1, 1, 1, 1),
@@ -41,23 +40,9 @@ def batch() -> tuple[Tensor, Tensor]:
     return pixels * mask[:, None], mask
 
 
-def some_targets(counts: tuple[int, ...] = (2, 0, 4), seed: int = 3) -> list[Target]:
-    generator = torch.Generator().manual_seed(seed)
-    targets = []
-    for count in counts:
-        boxes = torch.rand(count, 4, generator=generator) * 0.2 + 0.3
-        labels = torch.randint(CLASSES, (count,), generator=generator)
-        targets.append({"labels": labels, "boxes": boxes})
-    return targets
-
-
-def shaken(config: DabDetrConfig) -> DabDetr:
+def moving(config: DabDetrConfig) -> nn.Module:
     """A model whose box head moves anchors, unlike a fresh one's."""
-    model = DabDetr(config, CLASSES)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return shaken(DabDetr(config, CLASSES))
 
 
 def matching(out: LayeredOutput) -> list[Tensor]:
@@ -68,7 +53,7 @@ def matching(out: LayeredOutput) -> list[Tensor]:
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_matching_queries_see_nothing_of_the_objects(name: str) -> None:
     """Neither other noise, other objects, more or none of them change their outputs."""
-    model = shaken(CONFIGS[name]).train()
+    model = moving(CONFIGS[name]).train()
     images = batch()
     runs: dict[str, list[Tensor]] = {}
     denoised = []
@@ -93,7 +78,7 @@ def test_matching_queries_see_nothing_of_the_objects(name: str) -> None:
 
 def test_denoising_queries_see_the_matching_ones() -> None:
     """Or they could not learn from their neighbours' boxes; and each other within a group."""
-    model = shaken(PLAIN).train()
+    model = moving(PLAIN).train()
     images, targets = batch(), some_targets((2, 2, 2))
     torch.manual_seed(5)
     with torch.no_grad():
@@ -106,7 +91,7 @@ def test_denoising_queries_see_the_matching_ones() -> None:
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_evaluation_runs_nothing_of_it(name: str) -> None:
-    model = shaken(CONFIGS[name]).eval()
+    model = moving(CONFIGS[name]).eval()
     images = batch()
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -119,7 +104,7 @@ def test_evaluation_runs_nothing_of_it(name: str) -> None:
 
 def test_evaluation_is_dab_detrs_with_the_same_weights() -> None:
     """With a single pattern, DAB-DETR's contents can be what DN-DETR's are: the unknown label."""
-    model = shaken(PLAIN).eval()
+    model = moving(PLAIN).eval()
     plain = DabDetr(replace(PLAIN, denoising=False, num_patterns=1), CLASSES).eval()
     state = model.state_dict()
     labels = state.pop("label_embed.embedding.weight")

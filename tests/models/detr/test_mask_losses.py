@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from zoo.errors import ZooError
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.criterion import SetCriterion, SoftmaxLoss
 from zoo.models.detr.mask_losses import PanopticCriterion, dice_masks, focal_masks
 from zoo.models.detr.matcher import HungarianMatcher
 
 
 def criterion(**settings) -> PanopticCriterion:
-    return PanopticCriterion(SetCriterion(3, HungarianMatcher()), **settings)
+    return PanopticCriterion(SetCriterion(3, HungarianMatcher(), SoftmaxLoss()), **settings)
 
 
 def targets() -> list[dict]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
 from zoo.errors import ZooError
-from zoo.models.detr.criterion import SetCriterion
+from zoo.models.detr.criterion import FocalLoss, SetCriterion, SoftmaxLoss
 from zoo.models.detr.denoising import denoising_queries
 from zoo.models.detr.matcher import HungarianMatcher, Kind
 from zoo.models.detr.one_to_many import (
@@ -59,7 +59,8 @@ def as_many(logits: Tensor, boxes: Tensor, groups: int, repeats: int) -> dict[st
 
 def criterion_of(kind: Kind) -> SetCriterion:
     matcher = HungarianMatcher(1.0 if kind == "softmax" else 2.0, 5.0, 2.0, kind=kind)
-    return SetCriterion(K, matcher, kind=kind, coef_class=1.5)
+    classes = SoftmaxLoss() if kind == "softmax" else FocalLoss()
+    return SetCriterion(K, matcher, classes, coef_class=1.5)
 
 
 # ---- Who sees whom -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The varifocal criterion against transformers' RT-DETR loss."""
+"""The criterion with the varifocal loss against transformers' RT-DETR loss."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +10,10 @@ from torchvision.ops import box_iou
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from zoo.models.detr.contrastive import ContrastiveQueries, contrastive_queries
+from zoo.models.detr.criterion import SetCriterion
 from zoo.models.detr.denoising import denoising_queries
 from zoo.models.detr.matcher import HungarianMatcher
-from zoo.models.detr.quality import QualityCriterion, paired_iou
+from zoo.models.detr.quality import VarifocalLoss, paired_iou
 from zoo.types import Target
 
 CLASSES = 4
@@ -25,9 +26,9 @@ THEIRS = SimpleNamespace(
 )  # fmt: skip
 
 
-def criterion(**settings: Any) -> QualityCriterion:
+def criterion(alpha: float = 0.75, gamma: float = 2.0, **settings: Any) -> SetCriterion:
     matcher = HungarianMatcher(2.0, 5.0, 2.0, kind="focal")
-    return QualityCriterion(CLASSES, matcher, **settings)
+    return SetCriterion(CLASSES, matcher, VarifocalLoss(alpha, gamma), **settings)
 
 
 def random_boxes(*shape: int) -> Tensor:
@@ -191,7 +192,7 @@ def test_paired_iou():
 
 def test_wrong_use_is_said():
     with pytest.raises(ValueError, match="softmax"):
-        QualityCriterion(CLASSES, HungarianMatcher(kind="softmax"))
-    other = QualityCriterion(5, HungarianMatcher(kind="focal"))
-    with pytest.raises(ValueError, match="4 columns for 5"):
+        SetCriterion(CLASSES, HungarianMatcher(kind="softmax"), VarifocalLoss())
+    other = SetCriterion(5, HungarianMatcher(kind="focal"), VarifocalLoss())
+    with pytest.raises(ValueError, match="4 columns; focal with 5 classes has 5"):
         other(some_outputs(1), some_targets(1))

@@ -4,8 +4,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import detector_checks as checks
 import pytest
 import torch
+from detector_checks import CLASSES
 from torch import Tensor, nn
 from transformers import (
     RTDetrConfig,
@@ -20,13 +22,13 @@ from zoo.inference import load_model, prepare
 from zoo.models.detr.rt_detr import RtDetr, RtDetrConfig
 from zoo.models.detr.rt_detr_keys import COCO_IDS, COCO_NAMES, LAYOUTS, coco_classes, start
 from zoo.models.layers.backbone import Backbone, ResNetSpec
-from zoo.models.layers.hybrid_encoder import first_boxes, flat_levels
+from zoo.models.layers.deformable_transformer import initial_proposals
+from zoo.models.layers.levels import flat_levels
 from zoo.models.layers.resnet_vd import ResNetVdBackbone
 from zoo.registry import list_models, model_spec
 from zoo.types import Target
 from zoo.weights import Loaded, initialise
 
-CLASSES = 5
 TINY = RtDetrConfig(
     dim=32, encoder_scale=0.75, num_heads=4, ffn_dim=40, encoder_ffn_scale=0.9, expansion=0.5,
     decoder_layers=3, num_queries=9, dn_queries=4,
@@ -44,29 +46,9 @@ NANOLIKE: dict[str, Any] = {
 }
 
 
-@torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Weights and statistics far from their start, so that a swapped or a lost one shows."""
-    generator = torch.Generator().manual_seed(1)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.copy_(drawn * (high - low) + low)
-
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("running_var"):
-            uniform(tensor, 0.5, 2.0)
-        elif tensor.ndim == 0 or "n_points_scale" in name:
-            continue
-        elif tensor.ndim == 1 and name.endswith("weight"):
-            uniform(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1 or re.search("bbox_(embed|head)", name):
-            uniform(tensor, -0.3, 0.3)
-        elif tensor.ndim == 2:
-            uniform(tensor, -0.4, 0.4)
-        else:
-            reach = (4 / tensor[0].numel()) ** 0.5
-            uniform(tensor, -reach, reach)
+    reaches = {"n_points_scale": None, "bbox_(embed|head)": 0.3}
+    checks.randomise(model, reaches=reaches, kernels=True)
 
 
 def theirs(version: int = 2, block: str = "bottleneck", **settings: Any) -> nn.Module:
@@ -150,7 +132,7 @@ def test_equals_transformers_where_edge_cells_propose_nothing():
     model = load(ours("basic").double(), reference.state_dict())
     images = pixels(64, 448)
     maps = [torch.zeros(1, 1, 64 // s, 448 // s) for s in (8, 16, 32)]
-    starts, void = first_boxes(flat_levels(maps, None))
+    starts, void = initial_proposals(flat_levels(maps, None))
     assert 0 < void.sum() < void.numel()
     assert torch.equal(starts.isinf().all(-1), void)
     with torch.no_grad():
@@ -449,10 +431,12 @@ def test_any_size_works(size):
 def test_first_boxes_are_kept_by_shape():
     maps = [torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 2, 3)]
     with torch.inference_mode():
-        first, _ = first_boxes(flat_levels(maps, None))
-    again, _ = first_boxes(flat_levels([x + 1 for x in maps], None))
+        first, _ = initial_proposals(flat_levels(maps, None))
+    again, _ = initial_proposals(flat_levels([x + 1 for x in maps], None))
     assert again.data_ptr() == first.data_ptr()
-    other, _ = first_boxes(flat_levels([maps[0].transpose(2, 3), maps[1].transpose(2, 3)], None))
+    other, _ = initial_proposals(
+        flat_levels([maps[0].transpose(2, 3), maps[1].transpose(2, 3)], None)
+    )
     assert other.data_ptr() != first.data_ptr()
     assert not again.is_inference()  # a tensor of inference mode could not be trained with
     boxes = again.sigmoid()[0]

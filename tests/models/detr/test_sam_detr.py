@@ -6,6 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from detector_checks import (
+    CLASSES,
+    mixed_and_exact,
+    padded_batch,
+    reaches_every_parameter,
+    reads_no_padding,
+    some_targets,
+)
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -13,9 +21,7 @@ from zoo.errors import ZooError
 from zoo.models.detr.sam_detr import Aligned, SalientPoints, SamDetr, SamDetrConfig, SamLayer
 from zoo.models.layers.gaussian import gaussian_bias
 from zoo.registry import model_spec
-from zoo.types import Target
 
-CLASSES = 5
 TINY = SamDetrConfig(
     dim=32,
     num_heads=4,
@@ -27,6 +33,7 @@ TINY = SamDetrConfig(
     widths=(16, 16, 24, 32),
     depths=(1, 1, 1, 1),
 )
+VALID = [(50, 70)]  # of the second picture
 NANOLIKE: dict[str, Any] = {
     "strides": (8, 16, 32),
     "memory_stride": 16,
@@ -54,25 +61,6 @@ def some_mask() -> Tensor:
     mask[1, 4:] = False
     mask[1, :, 3:] = False
     return mask
-
-
-def padded_batch() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.randn(2, 3, 96, 133, generator=generator)
-    mask = torch.ones(2, 96, 133, dtype=torch.bool)
-    mask[1, 50:] = False
-    mask[1, :, 70:] = False
-    return pixels * mask[:, None], mask
-
-
-def some_targets(counts: tuple[int, ...]) -> list[Target]:
-    generator = torch.Generator().manual_seed(3)
-    targets = []
-    for count in counts:
-        boxes = torch.rand(count, 4, generator=generator) * 0.2 + 0.3
-        labels = torch.randint(CLASSES, (count,), generator=generator)
-        targets.append({"labels": labels, "boxes": boxes})
-    return targets
 
 
 def ours(**settings: Any) -> SamDetr:
@@ -285,7 +273,7 @@ def test_boxes_are_cut_once_in_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(SalientPoints, "cut", counted)
     model = ours()
-    model(*padded_batch())
+    model(*padded_batch(valid=VALID))
     assert calls == [layer.aligner for layer in model.decoder.layers]
 
 
@@ -301,7 +289,7 @@ def test_boxes_move_layer_by_layer_and_are_read_detached(normed: bool, train: bo
             lambda _m, _a, kwargs: read.append(kwargs["boxes"]), with_kwargs=True
         )
         layer.register_forward_hook(lambda _m, _i, out: states.append(out))
-    out = model(*padded_batch())
+    out = model(*padded_batch(valid=VALID))
     assert [boxes.requires_grad for boxes in read] == [True, False, False]
     for n in range(3):
         normed_state = model.decoder.norm(states[n])
@@ -319,7 +307,7 @@ def test_boxes_move_layer_by_layer_and_are_read_detached(normed: bool, train: bo
 
 def test_boxes_begin_at_the_references() -> None:
     model = ours(anchor_sizes=(0.2,))
-    out = model(*padded_batch())
+    out = model(*padded_batch(valid=VALID))
     expected = model.anchors().sigmoid().expand(2, -1, -1)
     torch.testing.assert_close(out["pred_boxes"], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(out["pred_boxes"][..., 2:], torch.full((2, 7, 2), 0.2))
@@ -341,12 +329,9 @@ def test_every_parameter_gets_a_finite_gradient(case: str, counts: tuple[int, ..
     """Also from a batch without objects: processes would wait for each other's gradients."""
     model = ours(**GRADIENT_CASES[case]).train()
     criterion = model_spec("sam_detr_r50").criterion(model.config, CLASSES)
-    losses = criterion(model(*padded_batch()), some_targets(counts))
-    losses.total.backward()
-    assert losses.total.isfinite()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+    losses = criterion(model(*padded_batch(valid=VALID)), some_targets(counts))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    reaches_every_parameter(model, losses)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
@@ -354,32 +339,13 @@ def test_padding_does_not_reach_the_decoder(gaussian: bool) -> None:
     """Whatever tokens of padding hold, no prediction changes."""
     model = ours(gaussian=gaussian).double()
     randomise(model)
-    pixels, mask = padded_batch()
-
-    def boxes(noise: float, hide: bool = True) -> Tensor:
-        def disturb(module: nn.Module, args: Any, out: Any) -> Any:
-            ((features, valid),) = out
-            return [(features + noise * ~valid[:, None], valid if hide else valid | True)]
-
-        hook = model.backbone.register_forward_hook(disturb)
-        with torch.no_grad():
-            result = model(pixels.double(), mask)["pred_boxes"]
-        hook.remove()
-        return result
-
-    assert torch.equal(boxes(0.0), boxes(1e3))
-    assert not torch.allclose(boxes(0.0, hide=False), boxes(1e3, hide=False))
+    reads_no_padding(model, *padded_batch(torch.float64, valid=VALID))
 
 
 @pytest.mark.parametrize("settings", [{}, {"gaussian": True}])
 def test_mixed_precision_keeps_boxes_in_float32(settings: dict[str, Any]) -> None:
     model = ours(**settings)
-    pixels, mask = padded_batch()
-    with torch.no_grad():
-        exact = model(pixels, mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = model(pixels, mask)
-    assert mixed["pred_boxes"].dtype == mixed["pred_logits"].dtype == torch.float32
+    mixed, exact = mixed_and_exact(model, *padded_batch(valid=VALID))
     torch.testing.assert_close(mixed["pred_boxes"], exact["pred_boxes"], rtol=0, atol=0.02)
 
 

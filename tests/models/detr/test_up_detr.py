@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detector_checks import padded_pair, shaken
 from torch.nn import functional as F
 from torchvision.ops import box_convert, roi_align
 
@@ -21,23 +22,14 @@ TINY = UpDetrConfig(
 @pytest.fixture
 def model():
     torch.manual_seed(4)
-    made = UpDetr(TINY, 1).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return made
+    return shaken(UpDetr(TINY, 1).eval())
 
 
 @pytest.fixture
 def batch():
     """Two pictures, the second padded, with three patches each."""
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 255, (2, 3, 96, 128), generator=draw, dtype=torch.uint8)
-    mask = torch.ones(2, 96, 128, dtype=torch.bool)
-    mask[1, 80:], mask[1, :, 96:] = False, False
     boxes = torch.tensor([[0.3, 0.4, 0.3, 0.5], [0.7, 0.6, 0.4, 0.4], [0.5, 0.5, 0.2, 0.2]])
-    pixels = pixels * mask[:, None]
-    return pixels, mask, torch.stack([boxes, boxes.flip(0)])
+    return *padded_pair(), torch.stack([boxes, boxes.flip(0)])
 
 
 def test_a_patch_is_seen_alone_by_the_backbone(model, batch):

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.models.layers.backbone import Level, resize_mask
-from zoo.models.layers.levels import LevelProjection
+from zoo.models.layers.deformable_transformer import DeformableEncoder
+from zoo.models.layers.levels import LevelProjection, flat_levels
 from zoo.models.layers.position import sine_position
 
 DIM = 64
@@ -127,3 +128,21 @@ def test_misfits_are_refused() -> None:
         LevelProjection((8, 10), DIM, 1)
     with pytest.raises(ZooError, match=r"a width of 48 can't be normalised in 32 groups"):
         LevelProjection((8, 10), 48, 2)
+
+
+def test_levels_without_positions() -> None:
+    """As with positions of zero; the cells of one shape without padding are kept."""
+    maps = [torch.randn(2, DIM, *shape) for shape in SHAPES]
+    plain = flat_levels(maps, None)
+    assert plain.pos is None
+    placed = flat_levels(maps, None, torch.zeros(1, plain.tokens.shape[1], DIM))
+    assert placed.centres.data_ptr() == plain.centres.data_ptr()
+    encoder = DeformableEncoder(DIM, 4, 32, 0.0, num_layers=1, num_levels=3)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    assert torch.equal(encoder(plain), encoder(placed))
+    masks = [torch.ones(2, *shape, dtype=torch.bool) for shape in SHAPES]
+    masked = flat_levels(maps, masks)
+    torch.testing.assert_close(masked.centres, plain.centres.expand(2, -1, -1))
+    assert torch.equal(masked.ratios, torch.ones(2, 3, 2))
+    torch.testing.assert_close(encoder(masked), encoder(plain))
