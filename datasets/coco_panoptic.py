@@ -223,15 +223,19 @@ def _source(config: CocoConfig, train: PanopticSet | None, val: PanopticSet | No
 
 
 def matches(folder: Path) -> str | None:
-    """None where a folder has a training or evaluation split in a known layout."""
+    """None where a folder has a split in a known layout, whatever the split is called."""
     known: Sequence[Path] = [
         path for split in ("train", "val") for path, _, _ in candidates(folder, split)
     ]
     # A file called train.json may hold anything: only names that say panoptic are recognised.
     known = [path for path in known if path.name.startswith("panoptic_")]
+    places = (folder, folder / "annotations")
+    others = [path for place in places for path in place.glob("panoptic_*.json")]
     if any(path.is_file() for path in known):
         return None
-    return "none of " + ", ".join(str(path.relative_to(folder)) for path in known)
+    if any(path.with_suffix("").is_dir() for path in others):
+        return None
+    return ", ".join(str(path.relative_to(folder)) for path in known)
 
 
 @register_data

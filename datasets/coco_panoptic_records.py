@@ -105,12 +105,16 @@ def read_panoptic(file: Path) -> dict[str, Any]:
     """
     content = read_json(file)
     for place, category in enumerate(content["categories"]):
+        if type(category.get("id")) is not int:
+            raise ZooError(
+                f"{file}: categories[{place}] has id {category.get('id')!r}; give a whole number"
+            )
         if category.get("isthing") not in (0, 1):
             raise ZooError(
                 f"{file}: categories[{place}] has isthing {category.get('isthing')!r}; give 1 for "
                 "things and 0 for stuff"
             )
-    listed = {image.get("id") for image in content["images"]}
+    listed = _by_id(content["images"])
     seen = set()
     for place, record in enumerate(content["annotations"]):
         number = record.get("image_id")
@@ -123,9 +127,14 @@ def read_panoptic(file: Path) -> dict[str, Any]:
             raise ZooError(f"{file}: image id {number} has two annotations; keep one")
         seen.add(number)
         _check_record(record, f"{file}: the annotation of image id {number}")
-    if lost := sorted(n for n in listed if type(n) is int and n not in seen):
+    if lost := sorted(n for n in listed if n not in seen):
         raise ZooError(f"{file}: image id {lost[0]} has no annotation; add it or remove the image")
     return content
+
+
+def _by_id(records: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Records by their ids; those without one are told of by :mod:`zoo.datasets.coco_records`."""
+    return {record["id"]: record for record in records if type(record.get("id")) is int}
 
 
 def _check_record(record: Mapping[str, Any], origin: str) -> None:
@@ -150,12 +159,18 @@ def _check_record(record: Mapping[str, Any], origin: str) -> None:
 def as_coco(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """A COCO dict with an annotation a segment; ``segment`` is the segment's id in its map."""
     annotations: list[dict[str, Any]] = []
-    sizes = {image["id"]: image for image in content["images"]}
+    images, classes = _by_id(content["images"]), _by_id(content["categories"])
     for record in content["annotations"]:
-        image = sizes[record["image_id"]]
+        image = images[record["image_id"]]
         for segment in record["segments_info"]:
             box: Any = segment.get("bbox")
+            label: Any = segment.get("category_id")
             origin = f"{file}: segment {segment['id']} of image id {image['id']}"
+            if type(label) is not int or label not in classes:
+                raise ZooError(
+                    f"{origin} has category id {label!r}, which is not among the categories; add "
+                    "the category or correct the segment"
+                )
             if not _has_area(box, image):
                 raise ZooError(
                     f"{origin} has bbox {box}; give left, top, width and height in pixels, with "
@@ -165,7 +180,7 @@ def as_coco(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
                 {
                     "id": len(annotations) + 1,
                     "image_id": image["id"],
-                    "category_id": segment.get("category_id"),
+                    "category_id": label,
                     "bbox": box,
                     "area": segment.get("area", box[2] * box[3]),
                     "iscrowd": int(bool(segment.get("iscrowd", 0))),
@@ -242,8 +257,8 @@ class PanopticTruth:
 
     @cached_property
     def _sizes(self) -> Mapping[int, tuple[Any, Any]]:
-        images = self.content["images"]
-        return {im["id"]: (im.get("height"), im.get("width")) for im in images}
+        images = _by_id(self.content["images"])
+        return {number: (im.get("height"), im.get("width")) for number, im in images.items()}
 
     def image_ids(self) -> list[int]:
         """The pictures that count, in the order of the file."""

@@ -6,8 +6,9 @@ The definitions are those of :mod:`zoo.datasets.coco_eval` with masks in the pla
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo import distributed
-from zoo.datasets.coco_eval import CocoEvaluator, Scores, score
+from zoo.datasets.coco_eval import Backend, CocoEvaluator, Scores, score
+from zoo.datasets.coco_panoptic_records import write_panoptic
 from zoo.datasets.coco_results import Found, check_found
 from zoo.datasets.coco_results import Truth as CocoTruth
-from zoo.datasets.panoptic_eval import PanopticEvaluator, Truth
-from zoo.types import Batch, Evaluator
+from zoo.datasets.panoptic_eval import PanopticEvaluator, Segmentation, Truth
+from zoo.files import write_json
+from zoo.types import Batch, Evaluator, Size
 
 
 def encoded(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -69,11 +72,15 @@ class MaskEvaluator:
     :class:`zoo.types.Detections` with ``masks``, an RLE of the original picture for each.
     """
 
-    def __init__(self, ground_truth: dict[str, Any], class_ids: Sequence[int]) -> None:
+    def __init__(
+        self, ground_truth: dict[str, Any], class_ids: Sequence[int], *, backend: Backend = "auto"
+    ) -> None:
         self.truth = CocoTruth(ground_truth, masks=True)
         self.class_ids = np.asarray(class_ids, dtype=np.int64)
+        self.backend: Backend = backend
         self._parts: list[Found] = []
         self._gathered = False
+        self._scores: Scores | None = None
 
     def update(self, predictions: Sequence[Any], batch: Batch) -> None:
         """Add the predictions of a batch, one a picture.
@@ -93,12 +100,14 @@ class MaskEvaluator:
             )
             check_found(rows, f"the prediction for image id {meta.image_id} ({meta.path})")
             self._parts.append(rows)
+        self._scores = None
 
     def gather(self) -> None:
         """Collect every process's predictions in every process; does nothing a second time."""
         if not self._gathered:
             self._gathered = True
             self._parts = [p for part in distributed.all_gather(self._parts) for p in part]
+            self._scores = None
 
     def found(self) -> Found:
         """All predictions so far as one table."""
@@ -107,17 +116,24 @@ class MaskEvaluator:
         return Found(rows.image_ids, rows.category_ids, rows.boxes, rows.scores, rles)
 
     def scores(self) -> Scores:
-        """The whole evaluation."""
-        return score(self.truth, self.found(), "segm")
+        """The whole evaluation, computed once."""
+        if self._scores is None:
+            self._scores = score(self.truth, self.found(), "segm", self.backend)
+        return self._scores
 
     def compute(self) -> dict[str, float]:
         """COCO's twelve figures of masks, each with ``mask_`` before its name."""
         return {f"mask_{name}": value for name, value in self.scores().metrics().items()}
 
     def report(self, out: Path) -> tuple[str, tuple[str, ...]]:
-        """The figures as text; nothing is written."""
-        figures = [f"{name} {value:.3f}" for name, value in self.compute().items()]
-        return "   ".join(figures[:3]) + "\n", ()
+        """Write ``segments.json`` into ``out``; returns the figures as text and the file's name."""
+        write_json(out / "segments.json", list(self.results()))
+        shown = [
+            f"{name:10} {f'{value:.3f}' if value >= 0 else '-':>6}"
+            for name, value in self.compute().items()
+        ]
+        lines = ["   ".join(shown[n : n + 3]) for n in range(0, len(shown), 3)]
+        return "\n".join([*lines, ""]), ("segments.json",)
 
     def results(self) -> Iterator[dict[str, Any]]:
         """What was predicted in COCO's results format, with segmentations."""
@@ -131,7 +147,8 @@ class SegmentsEvaluator:
 
     Figures are PQ, SQ, RQ (``_th`` things, ``_st`` stuff), AP ... of boxes and mask_AP ... .
     ``ground_truth`` is what :func:`things_of` makes of the truth with masks; a source that is
-    evaluated often keeps it, as every map has to be read for it.
+    evaluated often keeps it, as every map has to be read for it. With ``keep`` what was predicted
+    is written by :meth:`report` in COCO's panoptic format, too.
     """
 
     def __init__(
@@ -139,11 +156,22 @@ class SegmentsEvaluator:
     ) -> None:
         if ground_truth is None:
             ground_truth = things_of(truth, masks=True)
-        self.parts: tuple[Evaluator, ...] = (
-            PanopticEvaluator(truth, class_ids),
-            CocoEvaluator(ground_truth, class_ids),
-            MaskEvaluator(ground_truth, class_ids),
-        )
+        self.panoptic = PanopticEvaluator(truth, class_ids)
+        self.boxes = CocoEvaluator(ground_truth, class_ids)
+        self.masks = MaskEvaluator(ground_truth, class_ids)
+        self.keep = False
+        self.class_ids = tuple(class_ids)
+        self._kept: list[_Packed] = []
+        self._gathered = False
+
+    @property
+    def parts(self) -> tuple[Evaluator, ...]:
+        """The three that are fed."""
+        return self.panoptic, self.boxes, self.masks
+
+    def use_backend(self, backend: Backend) -> None:
+        """Choose what computes COCO's metrics."""
+        self.boxes.backend = self.masks.backend = backend
 
     def update(self, predictions: Sequence[Any], batch: Batch) -> None:
         """Add a batch's :class:`zoo.models.detr.panoptic_postprocess.Segments`.
@@ -155,17 +183,62 @@ class SegmentsEvaluator:
         batch = replace(batch, metas=[batch.metas[i] for i in read])
         for part in self.parts:
             part.update(predictions, batch)
+        if self.keep:
+            self._kept += [
+                _Packed.of(meta.image_id, found)
+                for found, meta in zip(predictions, batch.metas, strict=True)
+            ]
 
     def gather(self) -> None:
         """Collect what every process counted in every process."""
         for part in self.parts:
             part.gather()
+        if not self._gathered:
+            self._gathered = True
+            self._kept = [one for part in distributed.all_gather(self._kept) for one in part]
 
     def compute(self) -> dict[str, float]:
         """All figures."""
         return {name: value for part in self.parts for name, value in part.compute().items()}
 
     def report(self, out: Path) -> tuple[str, tuple[str, ...]]:
-        """Write what the parts write into ``out``; returns their text and the files' names."""
-        parts = [part.report(out) for part in self.parts]
-        return "\n".join(text for text, _ in parts), tuple(n for _, names in parts for n in names)
+        """Write what the parts write into ``out``; returns their text and the files' names.
+
+        With ``keep`` also ``segmentations.json`` and a folder of that name with its maps.
+        """
+        texts, files = zip(*(part.report(out) for part in self.parts), strict=True)
+        written = [name for names in files for name in names]
+        if self.keep:
+            kept = sorted(self._kept, key=lambda one: one.image_id)
+            write_panoptic(
+                out / "segmentations.json",
+                ((one.image_id, f"{one.image_id:012}.png", one.unpacked()) for one in kept),
+                class_ids=self.class_ids,
+                scores={one.image_id: one.scores for one in kept},
+            )
+            written += ["segmentations.json", "segmentations"]
+        titles = ("segments:", "boxes of things:", "masks of things:")
+        text = "\n".join(f"{t}\n{x}" for t, x in zip(titles, texts, strict=True))
+        return f"\n{text}", tuple(written)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A predicted segmentation in little memory: some kilobytes where it was a megabyte."""
+
+    image_id: int
+    size: Size
+    ids: bytes
+    segments: Segmentation  # without its map
+    scores: tuple[float, ...]
+
+    @staticmethod
+    def of(image_id: int, found: Any) -> _Packed:
+        shown: Segmentation = found.panoptic
+        rest = Segmentation(np.zeros((0, 0), np.int32), shown.numbers, shown.labels, shown.crowd)
+        ids = zlib.compress(np.ascontiguousarray(shown.ids, np.int32).tobytes(), 1)
+        return _Packed(image_id, shown.size, ids, rest, tuple(found.panoptic_scores))
+
+    def unpacked(self) -> Segmentation:
+        ids = np.frombuffer(zlib.decompress(self.ids), np.int32).reshape(self.size)
+        return replace(self.segments, ids=ids)

@@ -172,6 +172,11 @@ class PanopticScores:
         ]
         return "\n".join(["", *lines, ""])
 
+    def write(self, out: Path) -> None:
+        """Groups and classes as ``panoptic.json`` in ``out``."""
+        by_name = {f"{self.categories[k]} ({k})": v for k, v in self.per_class().items()}
+        write_json(out / "panoptic.json", {"groups": self.groups(), "classes": by_name})
+
 
 def _runs(
     a: NDArray[np.int32], b: NDArray[np.int32]
@@ -360,8 +365,7 @@ class PanopticEvaluator:
     def report(self, out: Path) -> tuple[str, tuple[str, ...]]:
         """Write ``panoptic.json`` (groups and classes) into ``out``; returns the table as text."""
         scores = self.scores()
-        by_name = {f"{scores.categories[k]} ({k})": v for k, v in scores.per_class().items()}
-        write_json(out / "panoptic.json", {"groups": scores.groups(), "classes": by_name})
+        scores.write(out)
         return scores.table(), ("panoptic.json",)
 
 

@@ -1,4 +1,4 @@
-"""Score a trained model, or a file of results: boxes by COCO's metrics, answers by ANLS.
+"""Score a model, or a file of results: boxes and masks by COCO's metrics, answers by ANLS.
 
     python tools/evaluate.py --weights runs/cells --data FOLDER           # its val split
     python tools/evaluate.py --weights runs/cells --data FOLDER --split test --out scores
@@ -6,15 +6,18 @@
     python tools/evaluate.py --weights runs/demo --data shapes
     python tools/evaluate.py --results results.json --data FOLDER         # made by anything
     python tools/evaluate.py --results segments.json --data instances_val.json
+    python tools/evaluate.py --results panoptic.json --data coco_panoptic:FOLDER  # its maps beside
     python tools/evaluate.py --weights runs/receipts --data FOLDER        # of questions
     python tools/evaluate.py --results submission.json --data FOLDER      # in DocVQA's form
     torchrun --nproc-per-node 8 tools/evaluate.py --weights runs/r50 --data COCO
 
 Prints the twelve COCO figures and AP by class (a figure without anything to measure it on is
 "-"), and writes metrics.json, per_class.json, results.json (COCO's results format, with the data's
-own ids) and precision_recall.png; of questions metrics.json, submission.json and answers.json,
-of tags tags.json. The classes of checkpoint and data are matched by name. Results
-files may hold boxes or segments. Exit status: 0 done, 2 something in the input is wrong.
+own ids) and precision_recall.png; of panoptic data also PQ of all, things, stuff and each class
+(panoptic.json), the masks (segments.json) and the segmentations (segmentations.json and its maps);
+of questions metrics.json, submission.json and answers.json, of tags tags.json. The classes of
+checkpoint and data are matched by name. Results files may hold boxes, masks or COCO's panoptic
+format. Exit status: 0 done, 2 something in the input is wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,14 @@ import torch
 from zoo import distributed
 from zoo.config import from_plain, parse_overrides
 from zoo.datasets.coco_eval import Backend, CocoEvaluator, IouType, score
+from zoo.datasets.coco_panoptic_records import (
+    PanopticTruth,
+    check_maps,
+    find_split,
+    predictions,
+    read_panoptic,
+)
+from zoo.datasets.coco_panoptic_records import candidates as panoptic_candidates
 from zoo.datasets.coco_records import candidates, read_json
 from zoo.datasets.coco_report import WRITTEN, table, write_scores
 from zoo.datasets.coco_results import Truth, found_of, read_results
@@ -43,10 +54,13 @@ from zoo.datasets.document_source import figures
 from zoo.datasets.docvqa_records import read_docvqa
 from zoo.datasets.formats import FORMATS, open_set
 from zoo.datasets.jsonl_records import read_questions
+from zoo.datasets.mask_eval import SegmentsEvaluator, things_of
+from zoo.datasets.panoptic_eval import evaluate_panoptic
 from zoo.engine import evaluate as run_evaluation
 from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.inference import load_model
+from zoo.models.detr.panoptic_postprocess import Segments
 from zoo.registry import data_spec, list_data
 from zoo.tools.train import data_settings
 from zoo.trainer import eval_loader, evaluation_bar, worker_count
@@ -122,6 +136,9 @@ def evaluate_model(args: argparse.Namespace) -> Mapping[str, float]:
     evaluator = source.evaluator()
     if isinstance(evaluator, CocoEvaluator):
         evaluator.backend = args.backend
+    if isinstance(evaluator, SegmentsEvaluator):
+        evaluator.use_backend(args.backend)
+        evaluator.keep = True
     began = time.monotonic()
     metrics = run_evaluation(
         predictor.model, post, loader, evaluator,
@@ -166,9 +183,19 @@ class Relabelled:
 
     def __call__(self, outputs: Mapping[str, Any], metas: Sequence[Meta]) -> list[Detections]:
         """The inner one's detections under the data's indices."""
-        return [self._relabelled(found) for found in self.inner(outputs, metas)]
+        return [self._relabelled(f) for f in self.inner(outputs, [self._own(m) for m in metas])]
+
+    def _own(self, meta: Meta) -> Meta:
+        """The meta, with what is stuff named by the model's indices, as the inner one reads it."""
+        if "stuff" not in meta.extra:
+            return meta
+        of_data = set(meta.extra["stuff"])
+        stuff = tuple(k for k, place in enumerate(self.places.tolist()) if place in of_data)
+        return replace(meta, extra={**meta.extra, "stuff": stuff})
 
     def _relabelled(self, found: Detections) -> Detections:
+        if isinstance(found, Segments):
+            return found.relabelled(self.places)
         labels = self.places.to(found.labels.device)[found.labels]
         kept = labels >= 0
         queries = None if found.queries is None else found.queries[kept]
@@ -220,8 +247,11 @@ def some(names: Sequence[str], most: int = 8) -> str:
 def evaluate_file(args: argparse.Namespace) -> Mapping[str, float]:
     """Score a results file, print, and write where --out asks for it."""
     distributed.init("cpu")
-    if is_submission(args.results):
+    kind_of_file = kind_of(args.results)
+    if kind_of_file == "answers":
         return evaluate_submission(args)
+    if kind_of_file == "segmentations":
+        return evaluate_segmentations(args)
     results = read_results(args.results)
     masks = bool(results) and "segmentation" in results[0]
     kind: IouType = "segm" if masks else "bbox"
@@ -245,14 +275,72 @@ def evaluate_file(args: argparse.Namespace) -> Mapping[str, float]:
     return scores.metrics()
 
 
-def is_submission(path: Path) -> bool:
-    """Whether a file has answers to questions (DocVQA's form) and not detections."""
+def kind_of(path: Path) -> str:
+    """What a results file holds: ``answers``, ``segmentations`` or ``detections``.
+
+    Answers are in DocVQA's form, segmentations in COCO's panoptic format. Whatever else there is
+    goes for detections, whose reader says what is wrong with it.
+    """
     try:
-        records = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False  # the reader of detections says what is wrong with it
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return "detections"
+    if _panoptic(content):
+        return "segmentations"
+    first = content[0] if isinstance(content, list) and content else None
+    return "answers" if isinstance(first, dict) and "questionId" in first else "detections"
+
+
+def _panoptic(content: Any) -> bool:
+    """Whether a file's content is in COCO's panoptic format."""
+    records = content.get("annotations") if isinstance(content, dict) else None
     first = records[0] if isinstance(records, list) and records else None
-    return isinstance(first, dict) and "questionId" in first
+    return isinstance(first, dict) and "segments_info" in first
+
+
+def evaluate_segmentations(args: argparse.Namespace) -> Mapping[str, float]:
+    """Score a file in COCO's panoptic format, print, and write where --out asks for it."""
+    truth = panoptic_truth(args.data, args.split)
+    if truth is None:
+        raise ZooError(
+            f"{args.results} has panoptic segments, and data {args.data} has none; give a panoptic "
+            "JSON, or coco_panoptic:FOLDER"
+        )
+    found = predictions(args.results, truth)
+    check_maps(truth)
+    check_maps(found)
+    scores = evaluate_panoptic(truth, found)
+    metrics = scores.metrics()
+    if distributed.is_main():
+        print(
+            f"segmentations of {args.results} | data {truth.file}: {len(truth.image_ids())} "
+            f"pictures, {len(truth.categories)} classes"
+            + (f" | output {args.out}" if args.out else "")
+        )
+        print(scores.table())
+        if args.out is not None:
+            scores.write(args.out)
+            write_json(args.out / "metrics.json", metrics)
+            say_files(args.out, "metrics.json", "panoptic.json")
+    return metrics
+
+
+def panoptic_truth(data: str, split: str) -> PanopticTruth | None:
+    """The panoptic ground truth that ``--data`` names, None where it is of another kind."""
+    path = Path(data).expanduser()
+    if path.is_file():
+        return PanopticTruth.open(path) if kind_of(path) == "segmentations" else None
+    name, colon, rest = data.partition(":")
+    named = bool(colon) and name == "coco_panoptic"
+    folder = Path(rest).expanduser() if named else path
+    for file, maps, _ in panoptic_candidates(folder, split):
+        # Of a file called val.json the name does not say its format.
+        if file.is_file() and kind_of(file) == "segmentations":
+            return PanopticTruth(file, maps, read_panoptic(file))
+    if named:
+        files = find_split(folder, split)  # tells what was looked for
+        return PanopticTruth(files.annotations, files.maps, read_panoptic(files.annotations))
+    return None
 
 
 def evaluate_submission(args: argparse.Namespace) -> Mapping[str, float]:
@@ -281,13 +369,17 @@ def evaluate_submission(args: argparse.Namespace) -> Mapping[str, float]:
 def ground_truth(data: str, split: str, masks: bool) -> tuple[Truth, str]:
     """What to score against, from an annotation file, a folder or a data source's name."""
     path = Path(data).expanduser()
-    if path.is_file():
+    if path.is_file() and kind_of(path) != "segmentations":
         return Truth(read_json(path), masks=masks, origin=str(path)), str(path)
     if path.is_dir():
         # Of COCO's layouts the pictures are not needed here.
         known = [file for file, _ in candidates(path, split) if file.is_file()]
         if known:
             return Truth(read_json(known[0]), masks=masks, origin=str(known[0])), str(known[0])
+    if (segments := panoptic_truth(data, split)) is not None:
+        check_maps(segments)
+        where = str(segments.file)
+        return Truth(things_of(segments, masks=masks), masks=masks, origin=where), where
     if path.is_dir() or data.partition(":")[0] in FORMATS:
         files = open_set(data, [split]).splits[split]
         where = str(files.annotations)
@@ -301,6 +393,8 @@ def ground_truth(data: str, split: str, masks: bool) -> tuple[Truth, str]:
     evaluator = (
         data_spec(name).build(from_plain(data_spec(name).config, given, "data.")).evaluator()
     )
+    if isinstance(evaluator, SegmentsEvaluator):
+        return (evaluator.masks if masks else evaluator.boxes).truth, name
     if masks or not isinstance(evaluator, CocoEvaluator):
         raise ZooError(f"data {name} has no segments to score against; give results with boxes")
     return evaluator.truth, name

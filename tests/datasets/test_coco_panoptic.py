@@ -155,8 +155,14 @@ def segment(data, place=1):
 
 BAD = {
     "no isthing": (lambda d: d["categories"][0].pop("isthing"), "isthing None"),
-    "unknown category": (lambda d: segment(d).update(category_id=66), "category id 66"),
+    "unknown category": (
+        lambda d: segment(d).update(category_id=66),
+        "segment 300 of image id 10 has category id 66",
+    ),
     "no category": (lambda d: segment(d).pop("category_id"), "category id None"),
+    "a category without an id": (lambda d: d["categories"][1].pop("id"), "[1] has id None"),
+    "an image without an id": (lambda d: d["images"].append({"file_name": "0.png"}), "id None"),
+    "an id that is a list": (lambda d: d["images"].append({"id": [1]}), "images[2] has id [1]"),
     "unknown image": (lambda d: d["annotations"][0].update(image_id=1), "image id 1"),
     "two annotations": (lambda d: d["annotations"][1].update(image_id=10), "two annotations"),
     "no annotation": (lambda d: d["annotations"].pop(), "image id 11 has no annotation"),
@@ -169,19 +175,48 @@ BAD = {
     "bad box": (lambda d: segment(d).update(bbox=[0, 0, 0, 5]), "bbox [0, 0, 0, 5]"),
     "box outside": (lambda d: segment(d).update(bbox=[70, 0, 9, 9]), "inside the picture"),
     "no map": (lambda d: d["annotations"][0].update(file_name="x.png"), "lacks 1 of the 2 maps"),
+    "a picture outside": (
+        lambda d: d["images"][0].update(file_name="../0.png"),
+        "leads out of the pictures' folder",
+    ),
+    "a map elsewhere": (lambda d: d["annotations"][0].update(file_name="/etc/a"), "'/etc/a'"),
+    "no list of images": (lambda d: d.pop("images"), "no list 'images'"),
+    "no category of that name": (lambda d: d["categories"][0].pop("name"), "name None"),
+    "a segment that is none": (
+        lambda d: d["annotations"][0].update(segments_info=[7]),
+        "no list segments_info",
+    ),
     "no picture": (lambda d: d["images"][0].update(file_name="x.png"), "lacks 1 of the 2 pict"),
 }
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_what_is_wrong_with_the_json_is_told_in_one_sentence(panoptic, fault):
+def test_what_is_wrong_with_the_json_is_told_in_one_sentence(panoptic, fault, coco_kit):
     edit, words = BAD[fault]
     change(panoptic, edit)
     with pytest.raises(ZooError) as caught:
         opened(panoptic)
-    assert words in str(caught.value)
-    assert "panoptic_train" in str(caught.value) or "train" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    coco_kit.one_sentence(caught, "; ", words, panoptic / "annotations" / "panoptic_train")
+
+
+def test_json_that_is_broken_is_told_with_line_and_column(panoptic, coco_kit):
+    path = panoptic / "annotations" / "panoptic_train.json"
+    path.write_text('{"images": [\n}')
+    with pytest.raises(ZooError) as caught:
+        opened(panoptic)
+    coco_kit.one_sentence(caught, "; ", f"{path}, line 2, column 1: broken JSON")
+
+
+def test_folders_are_recognised_by_names_that_say_panoptic(panoptic, tmp_path):
+    """Splits may be called anything; a JSON of another format beside them has no maps."""
+    maps = panoptic / "annotations"
+    for split in ("train", "val"):
+        (maps / f"panoptic_{split}").rename(maps / f"panoptic_{split}_old")
+        (maps / f"panoptic_{split}.json").rename(maps / f"panoptic_{split}_old.json")
+    assert matches(panoptic) is None
+    for split in ("train", "val"):
+        (maps / f"panoptic_{split}_old").rename(tmp_path / split[::-1])
+    assert "panoptic_train.json" in matches(panoptic)
 
 
 def repaint(folder, paint, mode="RGB"):
@@ -207,14 +242,12 @@ MAPS = {
 
 
 @pytest.mark.parametrize("fault", MAPS)
-def test_what_is_wrong_with_a_map_is_told_when_it_is_read(panoptic, fault):
+def test_what_is_wrong_with_a_map_is_told_when_it_is_read(panoptic, fault, coco_kit):
     paint, mode, words = MAPS[fault]
     repaint(panoptic, paint, mode)
     with pytest.raises(ZooError) as caught:
         opened(panoptic).train[0]
-    assert words in str(caught.value)
-    assert "0.png" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    coco_kit.one_sentence(caught, "; ", words, "annotations/panoptic_train/0.png")
 
 
 def test_a_broken_map_and_missing_folders(panoptic, tmp_path):

@@ -240,6 +240,13 @@ BAD = {
         lambda f: (f / "Annotations/b.xml").unlink(), "train.txt: 'b' has no file", "Annotations",
     ),
     "no picture": (lambda f: (f / "JPEGImages/b.jpg").unlink(), "lacks 1 of the 3", "b.jpg"),
+    "a picture outside": (
+        lambda f: (
+            set_text(document(filename="../x.jpg"))(f), picture(f / "x.jpg"),
+            (f / "JPEGImages/b.jpg").unlink(),
+        ),
+        "lacks 1 of the 3", "b.jpg",
+    ),
     "twice": (
         lambda f: (f / "ImageSets/Main/train.txt").write_text("a\nb\na\n"),
         "train.txt, line 3: 'a' stands there twice",

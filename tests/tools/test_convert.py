@@ -44,6 +44,49 @@ def test_there_and_back(shapes, tmp_path, capsys):
     assert [a["bbox"] for a in new["annotations"]] == [pytest.approx(b, abs=1e-6) for b in kept]
 
 
+@pytest.mark.data
+@pytest.mark.parametrize("to", ["yolo", "voc"])
+def test_the_blood_cells_go_there_and_back(shared_data, tmp_path, capsys, to):
+    """Every annotation: its class, its box to 1e-6 pixels and area; and every picture's bytes."""
+    source, there, back = shared_data / "bccd", tmp_path / to, tmp_path / "back"
+    assert main([str(source), "--to", to, "--out", str(there), "--strict"]) == 0
+    assert main([str(there), "--to", "coco", "--out", str(back), "--strict"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("train: 205 pictures, 2804 objects") == 2
+    assert out.count("val: 87 pictures, 1137 objects") == 2
+    assert not [line for line in out.splitlines() if line.startswith("left out: ")]
+    for split in ("train", "val"):
+        old, new = (
+            json.loads((d / f"annotations/instances_{split}.json").read_text())
+            for d in (source, back)
+        )
+        assert [(c["id"], c["name"]) for c in new["categories"]] == [
+            (c["id"], c["name"]) for c in old["categories"]
+        ]
+        names = [[image["file_name"] for image in data["images"]] for data in (old, new)]
+        assert sorted(names[0]) == sorted(names[1])
+        assert len(new["annotations"]) == len(old["annotations"])
+        found = (by_picture(new, names[0]), by_picture(old, names[0]))
+        for name, ours, theirs in zip(names[0], *found, strict=True):
+            assert (ours[0], len(ours[1])) == (theirs[0], len(theirs[1])), name
+            for a, b in zip(ours[1], theirs[1], strict=True):
+                assert (a["category_id"], a["iscrowd"]) == (b["category_id"], b["iscrowd"])
+                assert a["bbox"] == pytest.approx(b["bbox"], rel=0, abs=1e-6)
+                assert a["area"] == pytest.approx(b["area"], rel=0, abs=1e-3)
+            assert (back / split / name).read_bytes() == (source / split / name).read_bytes()
+
+
+def by_picture(data, names):
+    """Size and annotations of each picture, in the order of the file and of ``names``."""
+    found = {
+        image["file_name"]: ((image["height"], image["width"]), []) for image in data["images"]
+    }
+    files = {image["id"]: image["file_name"] for image in data["images"]}
+    for annotation in data["annotations"]:
+        found[files[annotation["image_id"]]][1].append(annotation)
+    return [found[name] for name in names]
+
+
 def test_what_is_left_out_is_told(shapes, tmp_path, capsys):
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)

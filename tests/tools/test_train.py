@@ -7,10 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from zoo import checkpoint
+from zoo.datasets.coco_panoptic_records import write_panoptic
+from zoo.datasets.panoptic_eval import Segmentation
 from zoo.log import read_log
 from zoo.tools import train
 
@@ -55,34 +59,48 @@ def end_state(out: Path) -> dict[str, torch.Tensor]:
     return {**state, **{f"plain.{k}": v for k, v in plain.items()}}
 
 
+def killed_at(step: int, arguments: list[str], out: Path) -> None:
+    """Run the tool as a process of its own until its log has ``step``, then kill it there."""
+    with subprocess.Popen(
+        arguments, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        began = last_step(out)  # rows after the last save are dropped, and written again
+        limit = time.monotonic() + 120
+        while process.poll() is None and last_step(out) < max(step, began + 1):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors[-3000:]
+
+
+def last_step(out: Path) -> int:
+    return max((r["step"] for r in read_log(out / "log.jsonl")), default=0)
+
+
 @pytest.mark.slow
-def test_killed_at_random_steps_and_resumed_it_ends_with_the_same_bits(tmp_path):
-    settings = ["run.epochs=3", "run.save_steps=2", "optim.accumulate=1"]
-    run("dn_detr_nano", tmp_path / "whole", *settings)
+@pytest.mark.parametrize(
+    ("model", "kills"), [("dn_detr_nano", [3, 9]), ("panoptic_detr_nano", [3])]
+)
+def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_bits(
+    model, kills, tmp_path, capsys
+):
+    """Denoising's draws, the averaged weights and the place in the epoch go on where they were."""
+    settings = [
+        "data.train_images=24", "run.epochs=2", "run.save_steps=2",  # of 12 steps in all
+        "model.encoder_layers=1", "model.decoder_layers=2",
+    ]  # fmt: skip
+    status, err = tool(*command(model, tmp_path / "whole", *settings)[2:], capsys=capsys)
+    assert status == 0, err
     out = tmp_path / "killed"
-    delays = iter([0.0, 0.35, 0.8])
-    kills = 0
-    while True:
-        with subprocess.Popen(
-            command("dn_detr_nano", out, *settings),
-            env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
-            delay = next(delays, None)
-            if delay is None:
-                _, errors = process.communicate(timeout=300)
-                assert process.returncode == 0, errors[-3000:]
-                break
-            began = len(read_log(out / "log.jsonl"))
-            limit = time.monotonic() + 120
-            while process.poll() is None and len(read_log(out / "log.jsonl")) <= began:
-                assert time.monotonic() < limit
-                time.sleep(0.02)
-            time.sleep(delay)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            process.communicate()
-    assert kills >= 1
+    for number, step in enumerate(kills):
+        resume = ["--resume"] if number else []
+        killed_at(step, command(model, out, *settings, *resume), out)
+        state = checkpoint.load_trainer(out / "last")
+        assert state["position"] > 0  # within an epoch, of which some steps are to be done again
+        assert state["step"] < 12
+    status, err = tool("--resume", "--out", out, capsys=capsys)
+    assert status == 0, err
     whole, killed = end_state(tmp_path / "whole"), end_state(out)
     assert whole.keys() == killed.keys()
     for key, value in whole.items():
@@ -91,6 +109,7 @@ def test_killed_at_random_steps_and_resumed_it_ends_with_the_same_bits(tmp_path)
         [(r["step"], r["loss"]) for r in read_log(d / "log.jsonl") if r["kind"] == "train"]
         for d in (tmp_path / "whole", out)
     ]
+    assert [step for step, _ in losses[0]] == list(range(1, 13))
     assert losses[0] == losses[1]
 
 
@@ -153,6 +172,109 @@ def test_a_folder_of_no_known_format(capsys, tmp_path):
     status, err = tool("--model", "detr", "--data", tmp_path, capsys=capsys)
     assert status == 2
     assert "is of no known format (coco: " in err
+
+
+def voc_set(folder: Path) -> None:
+    """Two pictures with a cat in each, in VOC's format; both are train and val."""
+    for below in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / below).mkdir(parents=True)
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    for name in "ab":
+        Image.new("RGB", (60, 40)).save(folder / f"JPEGImages/{name}.png")
+        (folder / f"Annotations/{name}.xml").write_text(
+            f"<annotation><object><name>cat</name>{box}</object></annotation>"
+        )
+    for split in ("train", "val"):
+        (folder / f"ImageSets/Main/{split}.txt").write_text("a\nb\n")
+
+
+def yolo_set(folder: Path) -> None:
+    """A picture with a cat in YOLO's format."""
+    for split in ("train", "val"):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        Image.new("RGB", (60, 40)).save(folder / f"images/{split}/a.png")
+        (folder / f"labels/{split}/a.txt").write_text("0 0.3 0.3 0.4 0.4\n")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+
+
+def panoptic_set(folder: Path) -> None:
+    """And as segments, in COCO's panoptic format: a cat on a meadow."""
+    ids = np.full((40, 60), 2, np.int32)
+    ids[5:20, 5:30] = 1
+    shown = Segmentation(ids, np.array([1, 2]), np.array([7, 200]), np.zeros(2, bool))
+    images = [{"id": 1, "file_name": "a.png", "width": 60, "height": 40}]
+    categories = [
+        {"id": 7, "name": "cat", "isthing": 1}, {"id": 200, "name": "meadow", "isthing": 0},
+    ]  # fmt: skip
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        Image.new("RGB", (60, 40)).save(folder / split / "a.png")
+        file = folder / "annotations" / f"panoptic_{split}.json"
+        write_panoptic(file, [(1, "a.png", shown)], images=images, categories=categories)
+
+
+SETS = {
+    "voc": ("detr_nano", voc_set),
+    "yolo": ("detr_nano", yolo_set),
+    "coco_panoptic": ("panoptic_detr_nano", panoptic_set),
+}
+
+
+def text(name: str, old: str, new: str):
+    """Replace text in a file of the set."""
+
+    def change(folder: Path) -> None:
+        content = (folder / name).read_text()
+        assert old in content
+        (folder / name).write_text(content.replace(old, new, 1))
+
+    return change
+
+
+JSON = "annotations/panoptic_train.json"
+
+BAD_SETS = {
+    "voc, broken XML": (text("Annotations/a.xml", "</name>", ""), "a.xml: broken XML in line 1"),
+    "voc, a box of text": (text("Annotations/a.xml", ">30<", ">wide<"), "object 1 has a bndbox"),
+    "voc, no picture": (lambda f: (f / "JPEGImages/a.png").unlink(), "lacks 1 of the 2 pictures"),
+    "voc, a list that leads out": (
+        text("ImageSets/Main/train.txt", "a", "../a"), "train.txt, line 1: '../a' leads out",
+    ),
+    "yolo, a class too high": (
+        text("labels/train/a.txt", "0 ", "3 "), "a.txt, line 1: class 3 is not among 0..0",
+    ),
+    "yolo, too few columns": (text("labels/train/a.txt", " 0.4\n", "\n"), "line 1 has 4 values"),
+    "yolo, no names": (text("data.yaml", "names", "nemes"), "data.yaml has no names"),
+    "coco_panoptic, no map": (
+        lambda f: (f / "annotations/panoptic_train/a.png").unlink(), "lacks 1 of the 1 maps",
+    ),
+    "coco_panoptic, not painted": (text(JSON, '"id": 2', '"id": 3'), "a.png lacks segment 3"),
+    "coco_panoptic, a map that leads out": (
+        text(JSON, '"image_id": 1,\n   "file_name": "a.png"', '"image_id": 1, "file_name": "../a"'),
+        "the annotation of image id 1 has file_name '../a'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BAD_SETS))
+def test_what_is_wrong_with_a_set_ends_the_tool_in_one_sentence(case, capsys, tmp_path):
+    kind = case.partition(",")[0]
+    model, write = SETS[kind]
+    write(tmp_path / "data")
+    change, words = BAD_SETS[case]
+    change(tmp_path / "data")
+    small = [item for item in SMALL if not item.startswith(("data.train", "data.val"))]
+    status, err = tool(
+        "--model", model, "--data", f"{kind}:{tmp_path / 'data'}", "--out", tmp_path / "run",
+        *small, "run.epochs=1", "loader.num_workers=0", capsys=capsys,
+    )  # fmt: skip
+    assert status == 2
+    (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
+    assert words in line
+    assert str(tmp_path / "data") in line
+    assert "; " in line  # and what to do
+    assert "Traceback" not in err
 
 
 def test_the_folder_of_another_run_is_left_alone(capsys, tmp_path):
