@@ -69,6 +69,9 @@ class AugmentConfig:
     val_size: int = 800
     val_max_size: int = 1333
     square: bool = False  # bring everything to squares of these sizes, whatever the shape was
+    # Both sides go to the nearest multiple, also in evaluation: few shapes, so that what a library
+    # prepares for a shape serves again, batches without padding, cells that end with the picture.
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         shares = ("crop", "flip", "vertical_flip", "mosaic", "mixup", "copy_paste", "mix_until")
@@ -82,6 +85,8 @@ class AugmentConfig:
                 f"data.augment.scale_jitter={self.scale_jitter} is not (least, greatest) in "
                 "0.05..10"
             )
+        if not 1 <= self.multiple <= 256:
+            raise ZooError(f"data.augment.multiple={self.multiple} is not in 1..256")
         if not 0 <= self.jitter <= 2:
             raise ZooError(f"data.augment.jitter={self.jitter} is not in 0..2")
         for name in ("sizes", "crop_resize", "crop_size", "max_size", "val_size", "val_max_size"):
@@ -183,8 +188,14 @@ def resized(
 def _shaped(
     sizes: NDArray[np.int64], short: NDArray[np.int64], longest: int, config: AugmentConfig
 ) -> NDArray[np.int64]:
-    """(height, width) [N, 2] of results: as :func:`resized`, or squares where they are wanted."""
-    return np.stack([short, short], axis=1) if config.square else resized(sizes, short, longest)
+    """(height, width) [N, 2] of results: as :func:`resized`, or squares where they are wanted.
+
+    Then both sides go to the nearest multiple of ``config.multiple``.
+    """
+    out = np.stack([short, short], axis=1) if config.square else resized(sizes, short, longest)
+    if config.multiple > 1:
+        out = np.maximum(np.rint(out / config.multiple).astype(np.int64), 1) * config.multiple
+    return out
 
 
 def _pick(draws: NDArray[np.float64], choices: Sequence[int]) -> NDArray[np.int64]:
@@ -294,8 +305,13 @@ def plan_val(sizes: NDArray[Any] | Sequence[Size], config: AugmentConfig) -> Pla
 
 def preprocess_of(config: AugmentConfig) -> dict[str, int | bool]:
     """What prediction has to repeat of the evaluation's preprocessing, as plain JSON values."""
-    sizes = {"val_size": config.val_size, "val_max_size": config.val_max_size}
-    return {**sizes, "square": True} if config.square else sizes
+    plain: dict[str, int | bool] = {
+        "val_size": config.val_size, "val_max_size": config.val_max_size
+    }  # fmt: skip
+    # What is as usual is left out, as in older checkpoints.
+    unusual = {name: getattr(config, name) for name in ("square", "multiple")}
+    usual = AugmentConfig()
+    return plain | {k: v for k, v in unusual.items() if v != getattr(usual, k)}
 
 
 def apply_geometry(

@@ -11,7 +11,12 @@ Five lines are enough to use a trained model::
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# oneDNN (torch's kernels on CPUs) prepares one for every shape and keeps 1024. A training step of
+# a detector uses some hundreds, so with pictures of many sizes they were made anew in most steps.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 if TYPE_CHECKING:
     from zoo.errors import ZooError as ZooError

@@ -4,5 +4,5 @@
 on small data in minutes. The paper's own model is ``detr_r50`` (``detr_nano`` in small).
 """
 
-DEFAULT_VARIANT = "dn_detr_nano"
+DEFAULT_VARIANT = "rt_detr_nano"
 DEFAULT_NOTE = "what learns best on small data; the paper's: detr_r50"

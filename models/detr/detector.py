@@ -97,7 +97,7 @@ class Detector:
         self.class_names, self.class_ids = tuple(class_names), tuple(class_ids)
         self.device, self.autocast = device, autocast
         self.postprocess: Postprocess = spec.postprocess(spec.config)
-        names = ("val_size", "val_max_size", "square")
+        names = ("val_size", "val_max_size", "square", "multiple")
         known = {k: preprocess[k] for k in names if k in preprocess}
         self.resizing = AugmentConfig(**known)
 
@@ -107,7 +107,8 @@ class Detector:
             return config
         sizes = self.resizing
         like = {"val_size": sizes.val_size, "val_max_size": sizes.val_max_size}
-        augment = replace(config.augment, **like, square=sizes.square)
+        same = {"square": sizes.square, "multiple": sizes.multiple}
+        augment = replace(config.augment, **like, **same)
         return replace(config, augment=augment)
 
     # -- predicting ----------------------------------------------------------------------------

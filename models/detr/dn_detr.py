@@ -21,7 +21,7 @@ from zoo.registry import ModelSpec, register_model
 
 @register_model
 def dn_detr_nano() -> ModelSpec:
-    """DN-DETR in small, from scratch on a CPU; what the bare name ``detr`` stands for."""
+    """DN-DETR in small, from scratch on a CPU."""
     return dab_spec("dn_detr_nano", denoising=True, **NANO)
 
 

@@ -72,6 +72,23 @@ def test_a_plan_depends_on_its_own_sample_seed_and_epoch_only():
         assert sum(plans[i] == whole[i] for i in range(200)) < 30
 
 
+def test_sides_become_the_nearest_multiples():
+    sizes = np.random.default_rng(0).integers(1, 1500, (300, 2))
+    exact = plan_train(sizes, PAPER, seed=1, epoch=0)
+    rounded = plan_train(sizes, replace(PAPER, multiple=32), seed=1, epoch=0)
+    for one, other in zip(exact.sizes(), rounded.sizes(), strict=True):
+        assert all(side % 32 == 0 and side > 0 for side in other)
+        assert all(abs(a - b) <= 16 or b == 32 for a, b in zip(one, other, strict=True))
+    crops = [(exact[i].geometry.crop, rounded[i].geometry.crop) for i in range(300)]
+    assert all(a == b for a, b in crops)
+    assert plan_val([(480, 640), (100, 1000)], replace(PAPER, multiple=32)).sizes() == [
+        (800, 1056), (128, 1344)
+    ]  # fmt: skip
+    assert preprocess_of(replace(PAPER, multiple=32)) == {**preprocess_of(PAPER), "multiple": 32}
+    with pytest.raises(ZooError, match=r"data\.augment\.multiple=0 is not in 1\.\.256"):
+        replace(PAPER, multiple=0)
+
+
 def test_the_mix_of_plans_is_the_papers():
     count = 20_000
     plans = plan_train(np.tile([[480, 640]], (count, 1)), PAPER, seed=0, epoch=0)
