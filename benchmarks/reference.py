@@ -28,20 +28,27 @@ def reference(*, dropout: float | None = None, layers: int = 6) -> nn.Module:
 
 
 @torch.no_grad()
-def calibrate(model: Any, pixels: Tensor) -> None:
-    """Give the frozen norms the statistics of what flows through them.
+def calibrate(model: Any, pixels: Tensor, whole: bool = False) -> None:
+    """Give the batch norms the statistics of what flows through them.
 
     Random weights behind norms that do nothing blow up; a trained network's don't. Every norm is
-    set from ``pixels``, as one forward passes it, with a random scale and shift.
+    set from ``pixels``, as one forward passes it, with a random scale and shift. The forward is
+    the backbone's, or with ``whole`` the model's, where there are norms behind the backbone, too:
+    many in a row without a shortcut. Scales then are small, or random layers would magnify
+    rounding from one to the next until bf16 says nothing; trained ones don't.
     """
     draw = torch.Generator().manual_seed(1)
     hooks = []
     for name, module in model.named_modules():
-        if "FrozenBatchNorm" not in type(module).__name__:
+        if "BatchNorm" not in type(module).__name__:
             continue
-        low, span = (0.1, 0.4) if name.endswith("bn3") else (0.5, 1.0)
+        low, span, shift = 0.5, 1.0, 0.0
+        if name.endswith(("bn3", "layer.2.normalization")):  # the last of a bottleneck
+            low, span = (0.02, 0.1) if whole else (0.1, 0.4)
+        elif whole and "backbone" not in name:
+            low, span, shift = 0.25, 0.25, 0.5
         module.weight.copy_(torch.rand(module.weight.shape, generator=draw) * span + low)
-        module.bias.copy_(torch.randn(module.bias.shape, generator=draw) * 0.1)
+        module.bias.copy_(torch.randn(module.bias.shape, generator=draw) * 0.1 + shift)
 
         def before(norm: Any, inputs: tuple[Tensor, ...]) -> None:
             variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
@@ -49,7 +56,7 @@ def calibrate(model: Any, pixels: Tensor) -> None:
             norm.running_var.copy_(variance)
 
         hooks.append(module.register_forward_pre_hook(before))
-    model.model.backbone.model(pixels)
+    (model if whole else model.model.backbone.model)(pixels)
     for hook in hooks:
         hook.remove()
 
@@ -91,6 +98,58 @@ def reference_deformable(*, dropout: float | None = None, layers: int = 6) -> nn
         for name, parameter in model.named_parameters():
             if "sampling_offsets.weight" in name or "attention_weights.weight" in name:
                 parameter.normal_(std=0.02)
+    return model
+
+
+def reference_rt_detr(*, layers: int = 6) -> nn.Module:
+    """``RTDetrForObjectDetection`` with its defaults (ResNet-50-D), random weights, in evaluation.
+
+    Its linear layers begin near zero, some at zero; they are drawn again, so that attention says
+    something, points move, and boxes move from layer to layer.
+    """
+    from transformers import RTDetrConfig, RTDetrForObjectDetection
+
+    torch.manual_seed(0)
+    config = RTDetrConfig(num_labels=CLASSES, decoder_layers=layers, tie_word_embeddings=False)
+    model = RTDetrForObjectDetection(config)
+    small = ("sampling_offsets.weight", "attention_weights.weight")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(small) or ("bbox" in name and name.endswith("layers.2.weight")):
+                parameter.normal_(std=0.02)
+            elif parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
+    return model.eval()
+
+
+def picture(side: int, seed: int) -> Tensor:
+    """A square picture [1, 3, side, side] in 0..1 with structure at all scales, as pictures have.
+
+    In the deep maps of noise all cells are almost alike, and norms that follow what they see would
+    magnify their differences, and rounding with them.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    total = torch.zeros(1, 3, side, side)
+    cells = 2
+    while cells <= side:
+        patches = torch.randn(1, 3, cells, cells, generator=draw)
+        total += nn.functional.interpolate(patches, size=(side, side))
+        cells *= 2
+    return total.mul_(0.7).sigmoid_()
+
+
+def reference_panoptic(*, layers: int = 6) -> nn.Module:
+    """``DetrForSegmentation`` with its defaults, random weights and no dropout.
+
+    Its detector is frozen, as in the second stage of the paper's training.
+    """
+    from transformers import DetrConfig, DetrForSegmentation
+
+    torch.manual_seed(0)
+    config = DetrConfig(num_labels=CLASSES, encoder_layers=layers, decoder_layers=layers)
+    config.dropout = config.attention_dropout = config.activation_dropout = 0.0
+    model = DetrForSegmentation(config)
+    model.detr.requires_grad_(False)
     return model
 
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from torch import Tensor
 from zoo.inference import prepare
 
 CPU = torch.device("cpu")
+OBJECTS = [7, 3, 14, 1, 22, 5, 2, 9]  # of a batch's images; COCO's have 7.3 on average
 Work = Callable[[], Any]
 
 
@@ -201,48 +199,6 @@ def training(quick: bool, half: bool, frozen: bool = False) -> Row:
     return compare(name, 2.0 if half else 1.25, sides, 2 if quick else 5, note)
 
 
-def peak_memory(quick: bool) -> Row:
-    """Growth of the resident set over a training step, each side in processes of its own.
-
-    The allocator gives large blocks back at once: what it would keep for later is not the step's.
-    """
-    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    peaks = {}
-    for side in ("ours", "theirs"):
-        command = [sys.executable, __file__, "memory", side, *(["quick"] if quick else [])]
-        found = []
-        for _ in range(1 if quick else 3):
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env={**os.environ, **at_once}
-            )
-            found.append(float(done.stdout.strip().splitlines()[-1]))
-        peaks[side] = median(found)
-    return Row(
-        "peak memory of the training step, float32",
-        1.0,
-        peaks["theirs"] / peaks["ours"],
-        f"{peaks['ours']:.0f} MB",
-        f"{peaks['theirs']:.0f} MB",
-        "VmHWM above the built model and optimizer state, after one step of warm-up; both with the "
-        "same layers frozen; median of 3 processes",
-    )
-
-
-def memory_of(side: str, quick: bool) -> float:
-    """MB that the second training step of a side adds at its peak."""
-    sides, _ = training_sides(quick, half=False, frozen=True)
-    sides[side]()
-    Path("/proc/self/clear_refs").write_text("5")
-
-    def status(key: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return float(next(x for x in lines if x.startswith(key)).split()[1]) / 1024
-
-    before = status("VmRSS")
-    sides[side]()
-    return status("VmHWM") - before
-
-
 # ---- Matching and losses ---------------------------------------------------------------------
 
 
@@ -296,6 +252,82 @@ def matching(quick: bool) -> Row:
     note = f"losses equal ({mine:.4f}); forward and backward"
     sides = {"ours": run, "theirs": their_run}
     return compare(name, 4.0, sides, 2 if quick else 5, note)
+
+
+def focal_matching(quick: bool) -> Row:
+    """The same for Deformable DETR in two stages: focal costs, six layers and the proposals.
+
+    Both sides match the proposals with the objects as of class 0, as the release does. (The
+    reference's loss leaves them out; it is called for them once more.)
+    """
+    from transformers import DeformableDetrConfig
+    from transformers.loss.loss_deformable_detr import (
+        DeformableDetrForObjectDetectionLoss,
+        DeformableDetrHungarianMatcher,
+    )
+
+    from zoo.registry import model_spec
+
+    queries, objects = (20, OBJECTS[:2]) if quick else (300, OBJECTS)
+    images = len(objects)
+    draw = torch.Generator().manual_seed(7)
+    logits = torch.randn(7, images, queries, CLASSES, generator=draw) - 2.0
+    places = torch.rand(7, images, queries, 4, generator=draw) * 0.5 + 0.2
+    targets = [random_targets(1, count, draw)[0] for count in objects]
+    labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
+    things = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in labels]
+    # transformers weighs the class loss by 1, the release by 2.
+    spec = model_spec("deformable_detr_r50_two_stage", coef_class=1.0)
+    criterion = spec.criterion(spec.config, CLASSES)
+    every = DeformableDetrConfig(num_labels=CLASSES, class_cost=2, auxiliary_loss=True)
+    one = DeformableDetrConfig(num_labels=CLASSES, class_cost=2)
+    matcher = DeformableDetrHungarianMatcher(2, 5, 2)
+
+    def leaves() -> tuple[Tensor, Tensor]:
+        return logits.clone().requires_grad_(), places.clone().requires_grad_()
+
+    def run() -> Tensor:
+        x, b = leaves()
+        found = [{"pred_logits": c, "pred_boxes": p} for c, p in zip(x, b, strict=True)]
+        *earlier, last, proposals = found
+        outputs = {**last, "aux_outputs": earlier, "enc_outputs": proposals}
+        total = criterion(outputs, targets).total
+        total.backward()
+        return total.detach()
+
+    def their_run() -> Tensor:
+        x, b = leaves()
+        loss = DeformableDetrForObjectDetectionLoss
+        total = loss(x[5], labels, CPU, b[5], every, x[:6], b[:6])[0]
+        total = total + loss(x[6], things, CPU, b[6], one)[0]
+        total.backward()
+        return total.detach()
+
+    def match() -> Any:
+        return criterion.matcher.assign(logits, places, targets)
+
+    def their_match() -> Any:
+        pairs = zip(logits, places, strict=True)
+        return [matcher({"logits": x, "pred_boxes": b}, labels) for x, b in pairs]
+
+    mine, expected = float(run()), float(their_run())
+    require(abs(mine - expected) <= 1e-4 * abs(expected), f"losses {mine} and {expected}")
+    pairs = criterion.matcher.match(logits, places, targets)
+    for layer, other in zip(pairs, their_match(), strict=True):
+        for (query, row), (their_query, their_row) in zip(layer, other, strict=True):
+            same = torch.equal(query, their_query[their_row.argsort()])
+            require(same and torch.equal(row, their_row.sort().values), "the pairs differ")
+    alone = alternate({"ours": match, "theirs": their_match}, 2 if quick else 7)
+    name = (
+        f"matcher + losses, batch {images}, {queries} queries, {min(objects)} to {max(objects)} "
+        "boxes an image, 6 layers and the proposals, focal"
+    )
+    note = (
+        f"losses equal ({mine:.4f}) and pairs the same; forward and backward; matching alone "
+        f"{shown(alone['ours'])} against {shown(alone['theirs'])}"
+    )
+    sides = {"ours": run, "theirs": their_run}
+    return compare(name, 4.0, sides, 2 if quick else 7, note)
 
 
 # ---- Evaluation ------------------------------------------------------------------------------
@@ -398,7 +430,3 @@ def data_loading(folder: Path, quick: bool) -> list[str]:
             f"padded share, batch {batch}: {shares[0]:.1%} unpooled, {shares[1]:.1%} pooled"
         )
     return lines
-
-
-if __name__ == "__main__":
-    print(memory_of(sys.argv[2], "quick" in sys.argv[3:]))

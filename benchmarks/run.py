@@ -1,6 +1,6 @@
 """Compare with the reference implementations, side by side: ``make bench``.
 
-    python benchmarks/run.py                       # all rows, about 12 minutes on two cores
+    python benchmarks/run.py                       # all rows, about 20 minutes on two cores
     python benchmarks/run.py --rows matching evaluation
     python benchmarks/run.py --quick               # does it run? its figures mean nothing
 
@@ -24,8 +24,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no row downloads anything
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import denoising_rows
 import document_rows
 import family_rows
+import memory_rows
 import rows
 import torch
 
@@ -42,10 +44,17 @@ ROWS: dict[str, Callable[[bool], rows.Row]] = {
     "training_frozen_bf16": lambda quick: rows.training(quick, half=True, frozen=True),
     "matching": rows.matching,
     "evaluation": rows.evaluation,
-    "memory": rows.peak_memory,
+    "memory": memory_rows.detr,
     "deformable": lambda quick: family_rows.deformable_inference(quick, half=False),
     "deformable_bf16": lambda quick: family_rows.deformable_inference(quick, half=True),
     "deformable_training": family_rows.deformable_training,
+    "rt_detr": lambda quick: family_rows.rt_detr_inference(quick, half=False),
+    "rt_detr_bf16": lambda quick: family_rows.rt_detr_inference(quick, half=True),
+    "focal_matching": rows.focal_matching,
+    "denoising": denoising_rows.noised_groups,
+    "contrastive": denoising_rows.contrastive_pairs,
+    "deformable_memory": memory_rows.deformable,
+    "mask_memory": memory_rows.masks,
     "encoder": lambda quick: document_rows.encoder(quick, [512], half=False, target=2.0),
     "encoder_batch": lambda quick: document_rows.encoder(quick, MIXED, half=False, target=3.0),
     "encoder_bf16": lambda quick: document_rows.encoder(quick, [512], half=True, target=4.0),
