@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from zoo.errors import ZooError
-from zoo.models.detr.denoising import DenoisingQueries, denoising_queries
+from zoo.models.detr.denoising import DenoisingQueries, Slots
 from zoo.types import Target
 
 
@@ -52,47 +52,31 @@ def contrastive_queries(
     ``label_noise`` / 2 a label becomes a class drawn uniformly. Each of a box's corners moves, in
     x and in y, by a random share of half the side times ``box_noise``: 0..1 of it for positives,
     1..2 for negatives.
-
-    Labels out of range are clamped here; the matcher refuses them by name.
     """
     if not 0.0 <= label_noise <= 1.0 or box_noise < 0.0 or total < 1:
         raise ZooError(
             f"label_noise is {label_noise}, box_noise {box_noise} and dn_queries {total}; they "
             "have to be in 0..1, 0 at least and 1 at least"
         )
-    first, second = (
-        denoising_queries(
-            targets, num_classes, total=total, label_noise=label_noise / 2, box_noise=0.0
-        )
-        for _ in range(2)
-    )
-    groups, half = first.groups, first.slots
-    batch = len(targets)
-
-    def paired(one: Tensor, other: Tensor) -> Tensor:
-        parts = [x.reshape(batch, groups, half, *x.shape[2:]) for x in (one, other)]
-        return torch.stack(parts, 2)
-
-    exact = paired(first.boxes, second.boxes)  # [B, G, 2, M, 4]
-    share = torch.rand_like(exact)
-    share[:, :, 1] += 1.0
-    sign = torch.randint(2, exact.shape, device=exact.device).to(exact.dtype) * 2 - 1
-    reach = exact[..., 2:].repeat(*[1] * (exact.ndim - 1), 2) * (0.5 * box_noise)
-    corners = box_convert(exact, "cxcywh", "xyxy") + sign * share * reach
-    boxes = box_convert(corners.clamp(0, 1), "xyxy", "cxcywh").clamp(min=0)
-
-    slot = first.slot + first.slot // max(half, 1) * half
-    valid = paired(first.valid, second.valid)
-    empty = boxes.new_full((), 0.5)
+    slots = Slots.of(targets, total=total, copies=2)
+    labels = slots.filled(slots.labels(targets, num_classes, label_noise / 2), num_classes)
+    boxes = slots.boxes(targets)
+    moves = torch.rand_like(boxes).mul_(2).sub_(1)
+    count = len(boxes) // 2
+    moves[count:] += moves[count:].sign()  # the negatives'
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    moves[:, :2].mul_(half * box_noise).add_(centre - half)
+    moves[:, 2:].mul_(half * box_noise).add_(centre + half)
+    boxes = box_convert(moves.clamp_(0, 1), "xyxy", "cxcywh").clamp_(min=0)
     return ContrastiveQueries(
-        labels=paired(first.labels, second.labels).flatten(1),
-        boxes=torch.where(valid[..., None], boxes, empty).flatten(1, 3),
-        valid=valid.flatten(1),
-        image=first.image,
-        slot=slot,
-        target=first.target,
-        groups=groups,
-        slots=2 * half,
-        padded=first.padded,
-        negative=slot + half,
+        labels=labels,
+        boxes=slots.filled(boxes, 0.5),
+        valid=labels != num_classes,
+        image=slots.image[:count],
+        slot=slots.slot[:count],
+        target=slots.target[:count],
+        groups=slots.groups,
+        slots=slots.slots,
+        padded=slots.padded,
+        negative=slots.slot[count:],
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,16 +61,87 @@ class DenoisingQueries:
         [B, 1, L + Q, L + Q], or [1, 1, L + Q, L + Q] where no slot is empty: denoising queries
         first, then the ``num_queries`` matching ones. Every row holds itself at least.
         """
+        return self.attention_bias(num_queries, torch.float32) == 0
+
+    def attention_bias(self, num_queries: int, dtype: torch.dtype) -> Tensor:
+        """The same as what is added to attention's scores: 0 where allowed, -inf elsewhere."""
         device, length = self.valid.device, self.length
         number = torch.arange(length + num_queries, device=device)
         # Matching queries are a group of their own, which every query may look at.
-        group = (number // max(self.slots, 1)).masked_fill(number >= length, self.groups)
-        allowed = (group[:, None] == group[None]) | (number >= length)[None]
+        group = (number // max(self.slots, 1)).masked_fill_(number >= length, self.groups)
+        apart = (group[:, None] != group).logical_and_(number < length)
+        bias = torch.zeros(apart.shape, dtype=dtype, device=device)
+        bias.masked_fill_(apart, -torch.inf)
         if not self.padded:
-            return allowed[None, None]
-        visible = torch.cat([self.valid, self.valid.new_ones(len(self.valid), num_queries)], 1)
-        itself = torch.eye(len(number), dtype=torch.bool, device=device)
-        return ((allowed & visible[:, None]) | itself)[:, None]
+            return bias[None, None]
+        # Images differ in columns alone: one pass over [B, L + Q, L + Q] is all it takes.
+        hidden = bias.new_zeros(len(self.valid), 1, len(number))
+        hidden[:, 0, :length].masked_fill_(~self.valid, -torch.inf)
+        bias = bias + hidden
+        bias.diagonal(dim1=1, dim2=2).zero_()
+        return bias[:, None]
+
+
+class Slots(NamedTuple):
+    """Where copies of a batch's objects stand, R of them: all tensors are [R].
+
+    The slot ``slot`` (0..L-1) of the image ``image`` is that of row ``target`` of the targets of
+    all images laid end to end; ``shape`` is (B, L), with L = ``groups`` * ``slots``.
+    """
+
+    image: Tensor
+    slot: Tensor
+    target: Tensor
+    groups: int
+    slots: int
+    shape: tuple[int, int]
+    padded: bool
+
+    @classmethod
+    def of(
+        cls, targets: Sequence[Target], *, groups: int = 0, total: int = 0, copies: int = 1
+    ) -> Slots:
+        """``groups`` times ``copies`` copies, or with ``total`` as many groups as it has room for.
+
+        A group has ``copies`` times as many slots as the richest image has objects. The first
+        copies of all groups come first among the R, then the second ones.
+        """
+        sizes = np.array([len(t["labels"]) for t in targets])
+        most, count = int(sizes.max()), int(sizes.sum())
+        if count == 0:
+            groups = 0
+        elif total > 0:
+            groups = max(1, total // most)
+        slots = copies * most
+        position = np.arange(count) - np.repeat(sizes.cumsum() - sizes, sizes)
+        index = np.empty((3, copies, groups, count), dtype=np.int64)
+        index[0] = np.repeat(np.arange(len(sizes)), sizes)
+        index[1] = position + slots * np.arange(groups)[:, None]
+        index[1] += most * np.arange(copies)[:, None, None]
+        index[2] = np.arange(count)
+        image, slot, target = to_device(index.reshape(3, -1), targets[0]["boxes"].device)
+        shape, padded = (len(sizes), groups * slots), count < len(sizes) * most
+        return cls(image, slot, target, groups, slots, shape, padded)
+
+    def labels(self, targets: Sequence[Target], num_classes: int, noise: float) -> Tensor:
+        """The objects' labels [R], with probability ``noise`` a class drawn uniformly instead.
+
+        Labels out of range are clamped: the matcher refuses them by name, at the cost of no
+        further wait for the device.
+        """
+        true = torch.cat([t["labels"] for t in targets]).clamp_(0, num_classes - 1)[self.target]
+        other = torch.randint(num_classes, true.shape, device=true.device)
+        return torch.where(torch.rand(true.shape, device=true.device) < noise, other, true)
+
+    def boxes(self, targets: Sequence[Target]) -> Tensor:
+        """The objects' boxes [R, 4]."""
+        return torch.cat([t["boxes"] for t in targets])[self.target]
+
+    def filled(self, values: Tensor, empty: float) -> Tensor:
+        """``values`` [R, ...] in their slots, [B, L, ...], and ``empty`` in those left over."""
+        out = values.new_full((*self.shape, *values.shape[1:]), empty)
+        out[self.image, self.slot] = values
+        return out
 
 
 def denoising_queries(
@@ -88,52 +160,28 @@ def denoising_queries(
     and one at least. With probability ``label_noise`` a label becomes a class drawn uniformly
     (the true one included). A centre moves by less than ``box_noise`` times half the side, a side
     is scaled by 1 - ``box_noise`` to 1 + ``box_noise``; then all four are clamped to 0..1.
-
-    Labels out of range are clamped here; the matcher refuses them by name, at the cost of no
-    further wait for the device.
     """
     if not 0.0 <= label_noise <= 1.0 or not 0.0 <= box_noise < 1.0 or groups < 1:
         raise ZooError(
             f"label_noise is {label_noise}, box_noise {box_noise} and dn_groups {groups}; they "
             "have to be in 0..1, in 0..1 but below 1, and 1 at least"
         )
-    device = targets[0]["boxes"].device
-    sizes = [len(t["labels"]) for t in targets]
-    slots, count = max(sizes), sum(sizes)
-    groups = max(1, total // max(slots, 1)) if total > 0 else groups
-    groups = groups if count else 0
-
-    position = np.concatenate([np.arange(m) for m in sizes])
-    copy = np.repeat(np.arange(groups), count)
-    index = np.empty((3, groups * count), dtype=np.int64)
-    index[0] = np.tile(np.repeat(np.arange(len(sizes)), sizes), groups)
-    index[1] = copy * slots + np.tile(position, groups)
-    index[2] = np.tile(np.arange(count), groups)
-    image, slot, target = to_device(index, device)
-
-    true_labels = torch.cat([t["labels"] for t in targets]).clamp(0, num_classes - 1)[target]
-    true_boxes = torch.cat([t["boxes"] for t in targets])[target]
-    other = torch.randint(num_classes, true_labels.shape, device=device)
-    flip = torch.rand(true_labels.shape, device=device) < label_noise
-    sides = true_boxes[:, 2:]
-    reach = torch.cat([sides / 2, sides], dim=1) * box_noise
-    noise = (torch.rand_like(true_boxes) * 2 - 1) * reach
-
-    shape = (len(sizes), groups * slots)
-    labels = torch.full(shape, num_classes, device=device)
-    labels[image, slot] = torch.where(flip, other, true_labels)
-    boxes = true_boxes.new_full((*shape, 4), 0.5)
-    boxes[image, slot] = (true_boxes + noise).clamp(0, 1)
+    slots = Slots.of(targets, groups=groups, total=total)
+    labels = slots.filled(slots.labels(targets, num_classes, label_noise), num_classes)
+    boxes = slots.boxes(targets)
+    sides = boxes[:, 2:]
+    reach = torch.cat([sides / 2, sides], dim=1).mul_(box_noise)
+    boxes = torch.rand_like(boxes).mul_(2).sub_(1).mul_(reach).add_(boxes).clamp_(0, 1)
     return DenoisingQueries(
         labels=labels,
-        boxes=boxes,
+        boxes=slots.filled(boxes, 0.5),
         valid=labels != num_classes,
-        image=image,
-        slot=slot,
-        target=target,
-        groups=groups,
-        slots=slots,
-        padded=count < len(sizes) * slots,
+        image=slots.image,
+        slot=slots.slot,
+        target=slots.target,
+        groups=slots.groups,
+        slots=slots.slots,
+        padded=slots.padded,
     )
 
 

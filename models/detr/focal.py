@@ -91,9 +91,7 @@ def with_noised(
     From the others' contents [B, Q, D] and anchors' logits [B, Q, 4]: those of all L + Q, and self
     attention's bias [B or 1, 1, L + Q, L + Q], so that nobody else sees the noised ones.
     """
-    seen = noised.attention_mask(content.shape[1])
-    # A bias, made once, not in every layer.
-    bias = torch.zeros_like(seen, dtype=content.dtype).masked_fill_(~seen, -torch.inf)
+    bias = noised.attention_bias(content.shape[1], content.dtype)  # once, not in every layer
     content = torch.cat([known.to(content.dtype), content], 1)
     anchors = torch.cat([noised.boxes.to(anchors.dtype).logit(MIN_SIDE), anchors], 1)
     return content, anchors, bias
