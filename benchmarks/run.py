@@ -24,6 +24,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no row downloads anything
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import attention_rows
 import denoising_rows
 import document_rows
 import family_rows
@@ -48,6 +49,8 @@ ROWS: dict[str, Callable[[bool], rows.Row]] = {
     "deformable": lambda quick: family_rows.deformable_inference(quick, half=False),
     "deformable_bf16": lambda quick: family_rows.deformable_inference(quick, half=True),
     "deformable_training": family_rows.deformable_training,
+    "sampling": lambda quick: attention_rows.sampling(quick, cells=False),
+    "sampling_cells": lambda quick: attention_rows.sampling(quick, cells=True),
     "rt_detr": lambda quick: family_rows.rt_detr_inference(quick, half=False),
     "rt_detr_bf16": lambda quick: family_rows.rt_detr_inference(quick, half=True),
     "focal_matching": rows.focal_matching,

@@ -28,7 +28,7 @@ def bench():
 
 DETECTION = ["inference", "training", "matching", "evaluation"]
 FAMILY = ["deformable", "deformable_bf16", "deformable_training", "rt_detr", "rt_detr_bf16"]
-SETS = ["focal_matching", "denoising", "contrastive"]
+SETS = ["focal_matching", "denoising", "contrastive", "sampling", "sampling_cells"]
 DOCUMENTS = ["encoder", "encoder_batch", "encoder_bf16", "encoder_training"]
 SCANS = ["ocr", "ten_questions"]
 

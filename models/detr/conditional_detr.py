@@ -34,18 +34,10 @@ from torch import Tensor, nn
 
 from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.dense import DenseHead
-from zoo.models.detr.detr import TRANSFORMERS_RESNET, split_fused
+from zoo.models.detr.detr import TRANSFORMERS_LAYERS, TRANSFORMERS_RESNET, split_fused
 from zoo.models.detr.focal import LayeredOutput, layered_output
-from zoo.models.detr.placed import (
-    NANO,
-    CellEncoder,
-    PlacedConfig,
-    PlacedQueries,
-    map_projection,
-    placed_backbone,
-    placed_spec,
-    read_cells,
-)
+from zoo.models.detr.memory import SMALL, map_projection, memory_backbone, read_cells
+from zoo.models.detr.placed import CellEncoder, PlacedConfig, PlacedQueries, placed_spec
 from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import ConditionalDecoderLayer, autocast_once, scale_head
 from zoo.models.layers.fusion import level_of
@@ -128,7 +120,7 @@ class ConditionalDetr(nn.Module):
         super().__init__()
         dim = config.dim
         self.config = config
-        self.backbone = backbone or placed_backbone(config)
+        self.backbone = backbone or memory_backbone(config)
         self.level = level_of(config.memory_stride, self.backbone.strides)
         self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
         self.encoder = CellEncoder(config)
@@ -202,12 +194,7 @@ _TRANSFORMERS = (
     (r"^(decoder\..*)\.self_attn\.v_proj\.", r"\1.sa_v_proj."),
     (r"^(decoder\..*)\.encoder_attn\.([qk])_(content|pos|pos_sine)_proj\.", r"\1.ca_\2\3_proj."),
     (r"^(decoder\..*)\.encoder_attn\.v_proj\.", r"\1.ca_v_proj."),
-    (r"\.encoder_attn\.", ".cross_attn."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"\.encoder_attn_layer_norm\.", ".norm2."),
-    (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
-    (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
-    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+    *TRANSFORMERS_LAYERS,
     (r"^class_labels_classifier\.", "class_embed."),
     (r"^bbox_predictor\.", "bbox_embed."),
 )
@@ -243,7 +230,7 @@ def _spec(recipe: str, weights: Mapping[str, Weights] | None = None, **settings:
 @register_model
 def conditional_detr_nano() -> ModelSpec:
     """Conditional DETR in small, from scratch on a CPU: fused levels and proposed points."""
-    return _spec("conditional_detr_nano", **NANO, local_start=True)
+    return _spec("conditional_detr_nano", **SMALL, local_start=True)
 
 
 @register_model

@@ -16,18 +16,14 @@ is set on a slice, which does nothing); an anchor's side counts as 1e-5 at least
 the heads do not run where nobody reads them.
 
 Neither the paper's nor the release's, off by default, used by the nano variants that learn from
-scratch on small data in minutes: ``strides`` and ``memory_stride`` (feature levels fused into one
-memory, as in a feature pyramid, arXiv 1612.03144), ``anchor_sizes`` (anchors spread evenly over
-the image), ``query_selection`` (the encoder proposes the anchors and their content, as in RT-DETR,
-arXiv 2304.08069, section 4.3; their boxes are one more auxiliary output), ``refine_normed``, and
-``local_start`` (places are compared by one projection at the start, and are not multiplied by
-random numbers, so that attention begins as a window around the anchor; it needs
-``anchor_temperature`` equal to ``temperature``).
+scratch on small data in minutes: what :mod:`zoo.models.detr.memory` names, ``anchor_sizes``
+(anchors spread evenly over the image), ``refine_normed``, and ``local_start`` (places are compared
+by one projection at the start, and are not multiplied by random numbers, so that attention begins
+as a window around the anchor; it needs ``anchor_temperature`` equal to ``temperature``).
 
-Likewise ``dense_side`` (every cell of the memory near an object's middle is trained to name it,
-see :mod:`zoo.models.detr.dense`), ``many_groups`` (one-to-many matching, see
-:mod:`zoo.models.detr.one_to_many`) and a larger ``coef_class``: on small data the gradient of the
-box losses drowns that of the classes (docs/log.md).
+Likewise ``many_groups`` (one-to-many matching, see :mod:`zoo.models.detr.one_to_many`) and a larger
+``coef_class``: on small data the gradient of the box losses drowns that of the classes
+(docs/log.md).
 
 DN-DETR is the switch ``denoising``: see :mod:`zoo.models.detr.dn_detr`.
 """
@@ -52,18 +48,27 @@ from zoo.models.detr.focal import (
     focal_criterion,
     focal_postprocess,
     layered_output,
+    with_noised,
+)
+from zoo.models.detr.memory import (
+    SMALL,
+    MemoryConfig,
+    map_projection,
+    memory_backbone,
+    read_cells,
+    selected,
 )
 from zoo.models.detr.one_to_many import GroupQueries, OneToManyCriterion, group_mask
-from zoo.models.layers.backbone import Backbone, NanoBackbone, build_backbone, known_unpadded
+from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import (
     ConditionalDecoderLayer,
     ScaledEncoder,
     autocast_once,
     scale_head,
 )
-from zoo.models.layers.fusion import LevelFusion, level_of
+from zoo.models.layers.fusion import level_of
 from zoo.models.layers.heads import MAX_LOGIT, MIN_SIDE, box_head, class_head, exact
-from zoo.models.layers.position import anchor_sine, sine_position
+from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import ACTIVATIONS, MLP, init_xavier
 from zoo.registry import ModelSpec, register_model
 from zoo.types import Criterion, Target
@@ -71,38 +76,22 @@ from zoo.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class DabDetrConfig:
+class DabDetrConfig(MemoryConfig):
     """Settings of a DAB-DETR (of a DN-DETR with ``denoising``); the defaults are the paper's."""
 
-    backbone: str = "resnet50"  # or another ResNet, or nano
-    backbone_weights: str | None = None  # IMAGENET1K_V1, a file, none (random) or null (later)
-    dilation: bool = False  # DC5: the last stage keeps its resolution, stride 16 instead of 32
-    norm: str = "frozen"  # of the ResNet: frozen, or batch to train from scratch
-    widths: tuple[int, ...] = ()  # a nano backbone of one's own: channels of its stages, with
-    depths: tuple[int, ...] = ()  # the blocks of each
-    dim: int = 256
-    num_heads: int = 8
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    ffn_dim: int = 2048
     dropout: float = 0.0
     activation: str = "prelu"
     temperature: float = 20.0  # of the memory's sine positions
-    num_queries: int = 300
     num_patterns: int = 0  # contents a query has, each with every anchor; 0: one of zeros
     random_refpoints_xy: bool = False  # anchor centres uniform at random, and frozen
-    aux_loss: bool = True
+    coef_class: float = 1.0
 
     # Not the paper's: see the module's docstring.
-    strides: tuple[int, ...] = ()  # backbone levels that are fused; (): the usual one
-    memory_stride: int = 0  # which of them the memory has; 0: the coarsest
     anchor_sizes: tuple[float, ...] = ()  # sides of anchors spread evenly; (): N(0, 1) logits
-    query_selection: bool = False
     refine_normed: bool = False
     look_forward: bool = True
     anchor_temperature: float = 10000.0  # of the anchors' sines
     local_start: bool = False  # attention begins as a window around the anchor
-    dense_side: float = 0.0  # dense supervision of the memory, boxes beginning so large; 0: none
 
     # One-to-many matching in training: groups of as many queries as there are otherwise
     many_groups: int = 0
@@ -115,17 +104,6 @@ class DabDetrConfig:
     dn_queries: int = 0  # if set, as many copies as fit into that number of queries instead
     label_noise: float = 0.2
     box_noise: float = 0.4
-
-    # Matching and losses
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    coef_class: float = 1.0
-    coef_bbox: float = 5.0
-    coef_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    max_detections: int = 100
 
 
 class DabDecoder(nn.Module):
@@ -227,14 +205,9 @@ class DabDetr(nn.Module):
         dim = config.dim
         self.config = config
         self.num_classes = num_classes
-        self.backbone = backbone or _backbone(config)
+        self.backbone = backbone or memory_backbone(config)
         self.level = level_of(config.memory_stride, self.backbone.strides)
-        channels = self.backbone.num_channels
-        self.input_proj: nn.Module
-        if len(channels) > 1:
-            self.input_proj = LevelFusion(channels, dim, self.level)
-        else:
-            self.input_proj = nn.Conv2d(channels[0], dim, 1)
+        self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
         self.encoder = ScaledEncoder(
             dim,
             config.num_heads,
@@ -281,25 +254,20 @@ class DabDetr(nn.Module):
         ``targets``: B dicts with ``labels`` and ``boxes``, read in training with denoising only,
         for queries that no other query can see.
         """
+        config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
-        mask = levels[self.level][1]
-        features = [f for f, _ in levels]
-        fused = self.input_proj(features if len(features) > 1 else features[0])
-        unpadded = known_unpadded(pixel_mask, mask)
-        pos = self.positions(mask[:1] if unpadded else mask)  # alike for all images without padding
-        tokens = fused.flatten(2).transpose(1, 2).to(pos.dtype)
-        allowed = None if unpadded else mask.flatten(1)[:, None, None]
-        memory = self.encoder(tokens, pos, allowed)
-
-        content, anchors, proposals = self._queries(memory, mask)
+        cells = read_cells(
+            levels, self.input_proj, self.level, pixel_mask, temperature=config.temperature
+        )
+        memory = self.encoder(cells.tokens, cells.pos, cells.allowed)
+        content, anchors, proposals = self._queries(memory, cells.mask)
         noised, self_mask = None, None
         sizes = [content.shape[1]]
-        if self.training and self.config.many_groups:
+        if self.training and config.many_groups:
             more = self.many(content, anchors)
-            sizes += [more[0].shape[1] // self.config.many_groups] * self.config.many_groups
+            sizes += [more[0].shape[1] // config.many_groups] * config.many_groups
             content, anchors = torch.cat([content, more[0]], 1), torch.cat([anchors, more[1]], 1)
-        if self.training and self.config.denoising and targets is not None:
-            config = self.config
+        if self.training and config.denoising and targets is not None:
             noised = denoising_queries(
                 targets,
                 self.num_classes,
@@ -308,21 +276,19 @@ class DabDetr(nn.Module):
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
             )
-            content = torch.cat([self.label_embed(noised.labels).to(content.dtype), content], 1)
-            places = noised.boxes.to(anchors.dtype).logit(MIN_SIDE)
-            anchors = torch.cat([places, anchors], 1)
-        if noised is not None or len(sizes) > 1:
+            known = self.label_embed(noised.labels)
+            content, anchors, self_mask = with_noised(noised, known, content, anchors)
+        if len(sizes) > 1:
             seen = group_mask(sizes, noised, device=content.device)
-            # A bias, made once, not in every layer.
-            self_mask = torch.zeros_like(seen, dtype=pos.dtype).masked_fill_(~seen, -torch.inf)
+            self_mask = torch.zeros_like(seen, dtype=content.dtype).masked_fill_(~seen, -torch.inf)
         states, boxes = self.decoder(
             content,
             anchors,
             memory,
-            memory_pos=pos,
-            memory_mask=allowed,
+            memory_pos=cells.pos,
+            memory_mask=cells.allowed,
             self_mask=self_mask,
-            every=self.training and self.config.aux_loss,
+            every=self.training and config.aux_loss,
         )
         logits = exact(self.class_embed, states)
         end = logits.shape[2] - sum(sizes[1:])
@@ -337,29 +303,21 @@ class DabDetr(nn.Module):
             out["many_outputs"] = {
                 "pred_logits": logits[:, :, end:],
                 "pred_boxes": boxes[:, :, end:],
-                "groups": self.config.many_groups,
-                "repeats": self.config.many_repeats,
+                "groups": config.many_groups,
+                "repeats": config.many_repeats,
             }
-        if self.training and self.config.dense_side:
-            out["dense_outputs"] = self.dense(memory, mask)
+        if self.training and config.dense_side:
+            out["dense_outputs"] = self.dense(memory, cells.mask)
         return out
-
-    def positions(self, mask: Tensor) -> Tensor:
-        """Position embeddings [B, S, D] of the memory's cells; ``mask`` [B, h, w]."""
-        config, dtype = self.config, self.class_embed.weight.dtype
-        at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
-        return sine_position(mask, config.dim, config.temperature, dtype=at_least).to(dtype)
 
     def _queries(
         self, memory: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
         """Contents [B, Q, D], anchors' logits [B, Q, 4], and the proposals as an output."""
         batch, _, dim = memory.shape
-        proposals = []
+        proposals: list[dict[str, Tensor]] = []
         if self.config.query_selection:
-            states, logits, boxes = self.selection(memory, mask)
-            proposals = [{"pred_logits": logits, "pred_boxes": boxes.sigmoid()}]
-            content, anchors = states.detach().to(memory.dtype), boxes.detach()
+            content, anchors, proposals = selected(self.selection, memory, mask)
         else:
             patterns = memory.new_zeros(1, dim)
             if self.config.num_patterns:
@@ -388,18 +346,6 @@ def _check(config: DabDetrConfig) -> None:
             f"model.many_groups={config.many_groups} and model.coef_many={config.coef_many} have "
             f"to be 0 or more, and model.many_repeats={config.many_repeats} 1 or more"
         )
-
-
-def _backbone(config: DabDetrConfig) -> Backbone:
-    if config.widths:
-        return NanoBackbone(config.widths, config.depths, out_strides=config.strides or (16,))
-    return build_backbone(
-        config.backbone,
-        dilation=config.dilation,
-        weights=config.backbone_weights,
-        norm=config.norm,
-        strides=config.strides,
-    )
 
 
 # ---- Variants ---------------------------------------------------------------------------------
@@ -448,24 +394,13 @@ def _published(hub: str, ap: float) -> Mapping[str, Weights]:
 
 # From scratch in minutes on a CPU; what is not the paper's is in the module's docstring.
 NANO: Mapping[str, Any] = {
-    "backbone": "nano",
-    "strides": (8, 16, 32),
-    "memory_stride": 16,
-    "dim": 128,
-    "num_heads": 4,
-    "encoder_layers": 1,
-    "decoder_layers": 3,
-    "ffn_dim": 512,
+    **SMALL,
     "activation": "relu",
-    "num_queries": 80,
     "anchor_sizes": (0.1,),
-    "query_selection": True,
     "refine_normed": True,
     "local_start": True,
     "anchor_temperature": 20.0,
-    "dense_side": 0.3,
     "dn_queries": 60,
-    "coef_class": 5.0,
 }
 
 

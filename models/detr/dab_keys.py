@@ -8,7 +8,7 @@ against the table of transformers' conversion script. No released file was at ha
 from __future__ import annotations
 
 from zoo.models.detr.coco_classes import COCO_91
-from zoo.models.detr.detr import split_fused
+from zoo.models.detr.detr import TRANSFORMERS_RESNET, split_fused
 from zoo.weights import KeyLayout, State
 
 
@@ -43,13 +43,7 @@ _TRANSFORMERS = (
     *_COMMON,
     (r"^model\.", ""),
     (r"^backbone\.conv_encoder\.model\.(_backbone\.)?", "backbone."),
-    (r"^backbone\.embedder\.embedder\.convolution\.", "backbone.conv1."),
-    (r"^backbone\.embedder\.embedder\.normalization\.", "backbone.bn1."),
-    *((rf"^backbone\.encoder\.stages\.{s}\.layers\.", f"backbone.layer{s + 1}.") for s in range(4)),
-    *((rf"\.layer\.{j}\.convolution\.", f".conv{j + 1}.") for j in range(3)),
-    *((rf"\.layer\.{j}\.normalization\.", f".bn{j + 1}.") for j in range(3)),
-    (r"\.shortcut\.convolution\.", ".downsample.0."),
-    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    *TRANSFORMERS_RESNET,
     (r"^input_projection\.", "input_proj."),
     (r"^query_refpoint_embeddings\.weight$", "anchors"),
     (r"^bbox_predictor\.", "decoder.bbox_embed."),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.models.detr.coco_classes import COCO_91
-from zoo.models.detr.detr import TRANSFORMERS_RESNET, split_fused
+from zoo.models.detr.detr import TRANSFORMERS_LAYERS, TRANSFORMERS_RESNET, split_fused
 from zoo.weights import KeyLayout, State
 
 _HEAD = re.compile(r"^(decoder\.)?((?:class|bbox)_embed)\.(\d+)\.(.+)$")
@@ -83,12 +83,7 @@ _TRANSFORMERS: _Rules = (
     *TRANSFORMERS_RESNET,
     *_COMMON,
     (r"^query_position_embeddings\.", "query_embed."),
-    (r"\.encoder_attn\.", ".cross_attn."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"\.encoder_attn_layer_norm\.", ".norm2."),
-    (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
-    (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
-    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+    *TRANSFORMERS_LAYERS,
 )
 
 COCO_IDS = tuple(range(len(COCO_91)))

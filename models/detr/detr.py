@@ -266,6 +266,15 @@ TRANSFORMERS_RESNET: _Rules = (
     (r"\.shortcut\.convolution\.", ".downsample.0."),
     (r"\.shortcut\.normalization\.", ".downsample.1."),
 )
+# Its encoder and decoder layers, in all ports of this family.
+TRANSFORMERS_LAYERS: _Rules = (
+    (r"\.encoder_attn\.", ".cross_attn."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
+    (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
+    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+)
 
 # transformers: hub files (of version 4 names, which version 5 still writes), its names in memory
 # since version 5, and both with either ResNet.
@@ -279,12 +288,7 @@ _TRANSFORMERS: _Rules = (
     (r"^position_embedding\.row_embeddings\.", "position.row_embed."),
     (r"^position_embedding\.column_embeddings\.", "position.col_embed."),
     (r"\.out_proj\.", ".o_proj."),
-    (r"\.encoder_attn\.", ".cross_attn."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"\.encoder_attn_layer_norm\.", ".norm2."),
-    (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
-    (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
-    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+    *TRANSFORMERS_LAYERS,
     (r"^decoder\.layernorm\.", "decoder.norm."),
     (r"^class_labels_classifier\.", "class_embed."),
     (r"^bbox_predictor\.", "bbox_embed."),

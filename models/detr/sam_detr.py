@@ -40,16 +40,8 @@ from zoo.errors import ZooError
 from zoo.models.detr.anchors import Anchors, QuerySelection
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.focal import LayeredOutput, layered_output
-from zoo.models.detr.placed import (
-    NANO,
-    CellEncoder,
-    PlacedConfig,
-    map_projection,
-    placed_backbone,
-    placed_spec,
-    read_cells,
-    selected,
-)
+from zoo.models.detr.memory import SMALL, map_projection, memory_backbone, read_cells, selected
+from zoo.models.detr.placed import CellEncoder, PlacedConfig, placed_spec
 from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import ProjectedAttention
 from zoo.models.layers.fusion import level_of
@@ -298,7 +290,7 @@ class SamDetr(nn.Module):
             raise ZooError(f"model.beta is {config.beta}; a bandwidth is more than 0")
         dim = config.dim
         self.config = config
-        self.backbone = backbone or placed_backbone(config)
+        self.backbone = backbone or memory_backbone(config)
         self.level = level_of(config.memory_stride, self.backbone.strides)
         self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
         self.encoder = CellEncoder(config)
@@ -361,7 +353,7 @@ def _spec(recipe: str, **settings: Any) -> ModelSpec:
     return placed_spec(SamDetr, config, recipe, selection="selection.")
 
 
-_SMALL: Mapping[str, Any] = {**NANO, "refine_normed": True}
+_SMALL: Mapping[str, Any] = {**SMALL, "refine_normed": True}
 
 
 @register_model

@@ -39,17 +39,8 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.focal import LayeredOutput, layered_output
-from zoo.models.detr.placed import (
-    NANO,
-    CellEncoder,
-    Cells,
-    PlacedConfig,
-    PlacedQueries,
-    map_projection,
-    placed_backbone,
-    placed_spec,
-    read_cells,
-)
+from zoo.models.detr.memory import SMALL, Cells, map_projection, memory_backbone, read_cells
+from zoo.models.detr.placed import CellEncoder, PlacedConfig, PlacedQueries, placed_spec
 from zoo.models.layers.backbone import Backbone, Level, known_unpadded
 from zoo.models.layers.fusion import level_of
 from zoo.models.layers.gaussian import HeadWindows, gaussian_bias
@@ -205,7 +196,7 @@ class SmcaDetr(nn.Module):
             )
         dim = config.dim
         self.config = config
-        self.backbone = backbone or placed_backbone(config)
+        self.backbone = backbone or memory_backbone(config)
         strides = list(self.backbone.strides)
         self.level = level_of(config.memory_stride, strides)
         cells = [1.0]
@@ -286,7 +277,7 @@ def _spec(recipe: str, **settings: Any) -> ModelSpec:
 @register_model
 def smca_detr_nano() -> ModelSpec:
     """SMCA-DETR in small, from scratch on a CPU: fused levels and proposed centres."""
-    return _spec("smca_detr_nano", **NANO)
+    return _spec("smca_detr_nano", **SMALL)
 
 
 @register_model
@@ -299,7 +290,7 @@ def smca_detr_r50() -> ModelSpec:
 def smca_detr_multi_scale_nano() -> ModelSpec:
     """SMCA-DETR of several scales in small, from scratch on a CPU: 16, 32 and 64, not fused."""
     several = {"strides": (16, 32), "num_levels": 3, "encoder_layers": 3}
-    return _spec("smca_detr_multi_scale_nano", **{**NANO, **several})
+    return _spec("smca_detr_multi_scale_nano", **{**SMALL, **several})
 
 
 @register_model

@@ -1,0 +1,125 @@
+"""One memory from an image's feature levels, for the members whose queries read a single map.
+
+Conditional DETR, DAB-DETR, SMCA-DETR and SAM-DETR begin alike: a backbone, one map of its levels,
+positions of the cells. The settings that are none of the papers' are off by default and used by
+the nano variants, which learn from scratch on small data in minutes: ``strides`` and
+``memory_stride`` (feature levels fused into one memory, as in a feature pyramid, arXiv 1612.03144),
+``query_selection`` (the encoder proposes the queries' places and contents, as in RT-DETR,
+arXiv 2304.08069, section 4.3; the proposals are one more auxiliary output), and ``dense_side``
+(every cell of the memory near an object's middle is trained to name it, see
+:mod:`zoo.models.detr.dense`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.models.detr.anchors import QuerySelection
+from zoo.models.detr.focal import FocalConfig, named_backbone
+from zoo.models.layers.backbone import Backbone, NanoBackbone, known_unpadded
+from zoo.models.layers.fusion import LevelFusion
+from zoo.models.layers.position import sine_position
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(FocalConfig):
+    """Settings of the members that read one memory; ``strides`` are fused where there are several.
+
+    Each has defaults of its own where its paper differs.
+    """
+
+    temperature: float = 10000.0  # of the sines of positions
+
+    # Not the papers': see the module's docstring.
+    widths: tuple[int, ...] = ()  # a nano backbone of one's own: channels of its stages, with
+    depths: tuple[int, ...] = ()  # the blocks of each
+    memory_stride: int = 0  # which of the strides the memory has; 0: the coarsest
+    query_selection: bool = False
+    dense_side: float = 0.0  # dense supervision of the memory, boxes beginning so large; 0: none
+
+
+# From scratch in minutes on a CPU; the same for all, so that they can be compared.
+SMALL: Mapping[str, Any] = {
+    "backbone": "nano",
+    "strides": (8, 16, 32),
+    "memory_stride": 16,
+    "dim": 128,
+    "num_heads": 4,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "ffn_dim": 512,
+    "dropout": 0.0,
+    "temperature": 20.0,
+    "num_queries": 80,
+    "query_selection": True,
+    "dense_side": 0.3,
+    "coef_class": 5.0,
+}
+
+
+def memory_backbone(config: MemoryConfig) -> Backbone:
+    """The backbone that the config names."""
+    if config.widths:
+        return NanoBackbone(config.widths, config.depths, out_strides=config.strides or (16,))
+    return named_backbone(config)
+
+
+def map_projection(channels: Sequence[int], dim: int, level: int) -> nn.Module:
+    """From a backbone's levels to one map of ``dim`` channels: fused, or a single one projected."""
+    if len(channels) > 1:
+        return LevelFusion(channels, dim, level)
+    return nn.Conv2d(channels[0], dim, 1)
+
+
+class Cells(NamedTuple):
+    """A map's tokens [B, S, D] and positions [B or 1, S, D], its mask [B, h, w].
+
+    ``allowed`` [B, 1, 1, S] is the mask for attention, None where nothing is padded.
+    """
+
+    tokens: Tensor
+    pos: Tensor
+    mask: Tensor
+    allowed: Tensor | None
+
+
+def read_cells(
+    levels: Sequence[tuple[Tensor, Tensor]],
+    input_proj: nn.Module,
+    level: int,
+    pixel_mask: Tensor | None,
+    *,
+    temperature: float,
+    offset: float = 0.0,
+) -> Cells:
+    """The cells of a backbone's levels [(features [B, C, h, w], mask [B, h, w])].
+
+    ``level`` is the one that the memory has; ``offset``: as of :func:`sine_position`.
+    """
+    mask = levels[level][1]
+    features = [f for f, _ in levels]
+    fused = input_proj(features if len(features) > 1 else features[0])
+    unpadded = known_unpadded(pixel_mask, mask)
+    dtype = next(input_proj.parameters()).dtype
+    at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
+    shared = mask[:1] if unpadded else mask  # alike for all images without padding
+    pos = sine_position(shared, fused.shape[1], temperature, offset=offset, dtype=at_least)
+    tokens = fused.flatten(2).transpose(1, 2).to(dtype)
+    return Cells(tokens, pos.to(dtype), mask, None if unpadded else mask.flatten(1)[:, None, None])
+
+
+def selected(
+    selection: QuerySelection, memory: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+    """Contents [B, Q, D], boxes' logits [B, Q, 4], and the proposals as an output.
+
+    The first two are detached: proposals learn from their own loss.
+    """
+    states, logits, boxes = selection(memory, mask)
+    proposals = [{"pred_logits": logits, "pred_boxes": boxes.sigmoid()}]
+    return states.detach().to(memory.dtype), boxes.detach(), proposals
