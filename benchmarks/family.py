@@ -89,11 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def nanos() -> list[str]:
-    """The small variants of the detectors, by name."""
+    """The small variants of the detectors of boxes, by name."""
     from zoo.registry import list_models, model_spec
 
-    names = [n for n in list_models() if n.endswith("_nano")]
-    return [n for n in names if model_spec(n).build.__module__.startswith("zoo.models.detr.")]
+    specs = {n: model_spec(n) for n in list_models() if n.endswith("_nano")}
+    return [
+        n
+        for n, spec in specs.items()
+        # Those of masks and of pretext training have other data and other scores.
+        if spec.build.__module__.startswith("zoo.models.detr.") and spec.data == "shapes"
+    ]
 
 
 def finish(run: Run, data: str, args: argparse.Namespace) -> bool:

@@ -36,11 +36,11 @@ from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.detr import TRANSFORMERS_LAYERS, TRANSFORMERS_RESNET, split_fused
 from zoo.models.detr.focal import LayeredOutput, layered_output
+from zoo.models.detr.mask_head import Trace
 from zoo.models.detr.memory import SMALL, map_projection, memory_backbone, read_cells
 from zoo.models.detr.placed import CellEncoder, PlacedConfig, PlacedQueries, placed_spec
 from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import ConditionalDecoderLayer, autocast_once, scale_head
-from zoo.models.layers.fusion import level_of
 from zoo.models.layers.heads import box_head, class_head, exact
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import init_xavier
@@ -121,8 +121,7 @@ class ConditionalDetr(nn.Module):
         dim = config.dim
         self.config = config
         self.backbone = backbone or memory_backbone(config)
-        self.level = level_of(config.memory_stride, self.backbone.strides)
-        self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
+        self.level, self.input_proj = map_projection(config, self.backbone)
         self.encoder = CellEncoder(config)
         self.queries = PlacedQueries(config, num_classes)
         self.decoder = ConditionalDecoder(config)
@@ -137,6 +136,10 @@ class ConditionalDetr(nn.Module):
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
         padded. ``pixel_mask`` [B, H, W]: True where valid; None where nothing is padded.
         """
+        return cast(LayeredOutput, self.traced(pixel_values, pixel_mask).out)
+
+    def traced(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Trace:
+        """As :meth:`forward`, with what a mask head reads."""
         config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
         cells = read_cells(
@@ -158,7 +161,7 @@ class ConditionalDetr(nn.Module):
         out = layered_output(logits, boxes, training=self.training, proposals=queries.proposals)
         if self.training and config.dense_side:
             out["dense_outputs"] = self.dense(memory, cells.mask)
-        return out
+        return Trace.of(out, levels, self.level, cells.tokens, memory, cells.mask, states[-1])
 
 
 # ---- Other projects' names of the same tensors ------------------------------------------------

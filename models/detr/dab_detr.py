@@ -50,9 +50,11 @@ from zoo.models.detr.focal import (
     layered_output,
     with_noised,
 )
+from zoo.models.detr.mask_head import Trace
 from zoo.models.detr.memory import (
     SMALL,
     MemoryConfig,
+    class_rows,
     map_projection,
     memory_backbone,
     read_cells,
@@ -66,7 +68,6 @@ from zoo.models.layers.conditional import (
     autocast_once,
     scale_head,
 )
-from zoo.models.layers.fusion import level_of
 from zoo.models.layers.heads import MAX_LOGIT, MIN_SIDE, box_head, class_head, exact
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import ACTIVATIONS, MLP, init_xavier
@@ -206,8 +207,7 @@ class DabDetr(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.backbone = backbone or memory_backbone(config)
-        self.level = level_of(config.memory_stride, self.backbone.strides)
-        self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
+        self.level, self.input_proj = map_projection(config, self.backbone)
         self.encoder = ScaledEncoder(
             dim,
             config.num_heads,
@@ -254,6 +254,15 @@ class DabDetr(nn.Module):
         ``targets``: B dicts with ``labels`` and ``boxes``, read in training with denoising only,
         for queries that no other query can see.
         """
+        return cast(LayeredOutput, self.traced(pixel_values, pixel_mask, targets).out)
+
+    def traced(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        targets: Sequence[Target] | None = None,
+    ) -> Trace:
+        """As :meth:`forward`, with what a mask head reads."""
         config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
         cells = read_cells(
@@ -308,7 +317,9 @@ class DabDetr(nn.Module):
             }
         if self.training and config.dense_side:
             out["dense_outputs"] = self.dense(memory, cells.mask)
-        return out
+        first = noised.length if noised is not None else 0
+        last = states[-1, :, first:end]
+        return Trace.of(out, levels, self.level, cells.tokens, memory, cells.mask, last)
 
     def _queries(
         self, memory: Tensor, mask: Tensor
@@ -369,10 +380,9 @@ def dab_spec(
 ) -> ModelSpec:
     """A variant of this model (or, with ``denoising``, of DN-DETR) with these settings."""
     config = replace(DabDetrConfig(), **settings)
-    heads = ["", *["selection."] * config.query_selection, *["dense."] * bool(config.dense_side)]
-    rows = [f"{head}class_embed.{kind}" for head in heads for kind in ("weight", "bias")]
+    rows = class_rows(config, "selection.")
     if config.denoising:
-        rows.append("label_embed.embedding.weight")
+        rows = (*rows, "label_embed.embedding.weight")
     return ModelSpec(
         config=config,
         build=DabDetr,
@@ -382,7 +392,7 @@ def dab_spec(
         recipe=recipe,
         weights=weights or {},
         layouts=LAYOUTS,
-        class_rows=tuple(rows),
+        class_rows=rows,
     )
 
 

@@ -16,7 +16,7 @@ learned position embedding says so when an image is too large for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
 
@@ -27,9 +27,10 @@ from zoo.errors import ZooError
 from zoo.models.detr.coco_classes import COCO_91
 from zoo.models.detr.criterion import SetCriterion, SoftmaxLoss
 from zoo.models.detr.detector import Detector
+from zoo.models.detr.mask_head import Trace
 from zoo.models.detr.matcher import HungarianMatcher
 from zoo.models.detr.postprocess import DetectionPostprocess
-from zoo.models.layers.backbone import Backbone, build_backbone, known_unpadded
+from zoo.models.layers.backbone import Backbone, Level, build_backbone, known_unpadded
 from zoo.models.layers.position import LearnedPosition, sine_position
 from zoo.models.layers.transformer import MLP, DecoderLayer, EncoderLayer, PromptSlot, init_xavier
 from zoo.registry import ModelSpec, register_model
@@ -154,6 +155,8 @@ class Decoder(nn.Module):
 class Detr(nn.Module):
     """The model; ``backbone`` replaces the one that the config names."""
 
+    level = -1  # of the backbone's, which the encoder reads
+
     def __init__(
         self, config: DetrConfig, num_classes: int, backbone: Backbone | None = None
     ) -> None:
@@ -185,23 +188,35 @@ class Detr(nn.Module):
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
         padded. ``pixel_mask`` [B, H, W]: True where valid; None where nothing is padded.
         """
-        tokens, pos, mask = self.tokens(pixel_values, pixel_mask)
-        allowed = None if known_unpadded(pixel_mask, mask) else mask.flatten(1)[:, None, None]
-        return self.decode(self.encoder(tokens, pos, allowed), pos, allowed)
+        return cast(DetrOutput, self.traced(pixel_values, pixel_mask).out)
 
-    def tokens(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the encoder reads: tokens and positions [B, S, D], and the map's mask [B, h, w]."""
-        features, mask = self.backbone(pixel_values, pixel_mask)[-1]
+    def traced(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Trace:
+        """As :meth:`forward`, with what a mask head reads."""
+        levels = self.backbone(pixel_values, pixel_mask)
+        tokens, pos, mask = self.tokens(levels)
+        allowed = None if known_unpadded(pixel_mask, mask) else mask.flatten(1)[:, None, None]
+        memory = self.encoder(tokens, pos, allowed)
+        states = self.states(memory, pos, allowed)
+        return Trace.of(self.heads(states), levels, self.level, tokens, memory, mask, states[-1])
+
+    def tokens(self, levels: Sequence[Level]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the encoder reads of a backbone's last level.
+
+        Tokens and positions [B, S, D], and the map's mask [B, h, w].
+        """
+        features, mask = levels[-1]
         pos = self.positions(mask)
         return self.input_proj(features).flatten(2).transpose(1, 2).to(pos.dtype), pos, mask
 
     def decode(self, memory: Tensor, pos: Tensor, allowed: Tensor | None) -> DetrOutput:
         """Predictions from a memory and its positions [B, S, D]; ``allowed`` [B, 1, 1, S]."""
+        return self.heads(self.states(memory, pos, allowed))
+
+    def states(self, memory: Tensor, pos: Tensor, allowed: Tensor | None) -> Tensor:
+        """The decoder's normed states from the same, as :meth:`Decoder.forward` returns them."""
         query_pos = self.query_embed.weight.expand(memory.shape[0], -1, -1)
         every = self.training and self.config.aux_loss
-        return self.heads(self.decoder(memory, pos, query_pos, allowed, every))
+        return self.decoder(memory, pos, query_pos, allowed, every)
 
     def positions(self, mask: Tensor) -> Tensor:
         """Position embeddings [B, S, D] of a feature map's cells; ``mask`` [B, h, w]."""

@@ -21,14 +21,48 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
+from zoo.models.layers.backbone import Level
 
 CHUNK = 16  # masks computed at once in evaluation
+
+
+class Trace(NamedTuple):
+    """A detector's predictions, and what a mask head reads beside them.
+
+    ``features`` [B, D, h, w] are what its encoder reads, ``memory`` [B, h * w, D] what that
+    returns, ``mask`` [B, h, w] is True where they are valid; ``states`` [B, Q, D] are the last
+    ones of the queries that answer; ``finer`` [B, C, h', w'] are the backbone's maps of finer
+    strides, coarse to fine.
+    """
+
+    out: Any
+    features: Tensor
+    memory: Tensor
+    mask: Tensor
+    states: Tensor
+    finer: list[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        out: Any,
+        levels: Sequence[Level],
+        level: int,
+        tokens: Tensor,
+        memory: Tensor,
+        mask: Tensor,
+        states: Tensor,
+    ) -> Trace:
+        """Of a detector whose ``tokens`` [B, h * w, D] are at the ``level`` of a backbone's."""
+        features = tokens.transpose(1, 2).unflatten(2, mask.shape[-2:])
+        return cls(out, features, memory, mask, states, [x for x, _ in levels[:level]][::-1])
 
 
 class AttentionMaps(nn.Module):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from zoo.models.detr.anchors import QuerySelection
 from zoo.models.detr.focal import FocalConfig, named_backbone
-from zoo.models.layers.backbone import Backbone, NanoBackbone, known_unpadded
-from zoo.models.layers.fusion import LevelFusion
+from zoo.models.layers.backbone import Backbone, Level, NanoBackbone, known_unpadded
+from zoo.models.layers.fusion import LevelFusion, level_of
 from zoo.models.layers.position import sine_position
 
 
@@ -69,11 +69,18 @@ def memory_backbone(config: MemoryConfig) -> Backbone:
     return named_backbone(config)
 
 
-def map_projection(channels: Sequence[int], dim: int, level: int) -> nn.Module:
-    """From a backbone's levels to one map of ``dim`` channels: fused, or a single one projected."""
-    if len(channels) > 1:
-        return LevelFusion(channels, dim, level)
-    return nn.Conv2d(channels[0], dim, 1)
+def map_projection(config: MemoryConfig, backbone: Backbone) -> tuple[int, nn.Module]:
+    """Which level the memory has, and what makes it of a backbone's levels.
+
+    Those are the coarsest, as many as the config has strides (all where it has none): fused, or a
+    single one projected. The level is counted from the end, -1 the coarsest.
+    """
+    count = min(len(config.strides) or len(backbone.strides), len(backbone.strides))
+    level = level_of(config.memory_stride, backbone.strides[-count:])
+    channels = backbone.num_channels[-count:]
+    if count > 1:
+        return level - count, LevelFusion(channels, config.dim, level)
+    return level - count, nn.Conv2d(channels[0], config.dim, 1)
 
 
 class Cells(NamedTuple):
@@ -89,7 +96,7 @@ class Cells(NamedTuple):
 
 
 def read_cells(
-    levels: Sequence[tuple[Tensor, Tensor]],
+    levels: Sequence[Level],
     input_proj: nn.Module,
     level: int,
     pixel_mask: Tensor | None,
@@ -99,11 +106,14 @@ def read_cells(
 ) -> Cells:
     """The cells of a backbone's levels [(features [B, C, h, w], mask [B, h, w])].
 
-    ``level`` is the one that the memory has; ``offset``: as of :func:`sine_position`.
+    ``input_proj`` takes the last ones; the memory has that numbered ``level``, as of
+    :func:`map_projection`. ``offset``: as of :func:`sine_position`.
     """
     mask = levels[level][1]
-    features = [f for f, _ in levels]
-    fused = input_proj(features if len(features) > 1 else features[0])
+    if isinstance(input_proj, LevelFusion):
+        fused = input_proj([x for x, _ in levels[-len(input_proj.laterals) :]])
+    else:
+        fused = input_proj(levels[-1][0])
     unpadded = known_unpadded(pixel_mask, mask)
     dtype = next(input_proj.parameters()).dtype
     at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
@@ -123,3 +133,9 @@ def selected(
     states, logits, boxes = selection(memory, mask)
     proposals = [{"pred_logits": logits, "pred_boxes": boxes.sigmoid()}]
     return states.detach().to(memory.dtype), boxes.detach(), proposals
+
+
+def class_rows(config: MemoryConfig, selection: str) -> tuple[str, ...]:
+    """The state keys with one row a class; ``selection`` is where the proposals' head is."""
+    heads = ["", *[selection] * config.query_selection, *["dense."] * bool(config.dense_side)]
+    return tuple(f"{head}class_embed.{kind}" for head in heads for kind in ("weight", "bias"))

@@ -1,6 +1,7 @@
 """DETR for panoptic segmentation (Carion et al., ECCV 2020, arXiv 2005.12872, section 4).
 
-A :class:`zoo.models.detr.detr.Detr` that detects things and stuff alike, and a mask head on its
+A :class:`zoo.models.detr.detr.Detr` (or another member: :mod:`zoo.models.detr.panoptic`)
+that detects things and stuff alike, and a mask head on its
 queries, memory and backbone (:mod:`zoo.models.detr.mask_head`). The paper trains it in two stages:
 first the detector on boxes of things and stuff, then the mask head alone for 25 epochs with the
 detector frozen (``freeze_detector``, and ``--weights`` of the first stage's run). Both can be
@@ -27,13 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from zoo.models.detr.coco_panoptic_classes import COCO_250, STUFF_FROM
+from zoo.models.detr.criterion import SetCriterion
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.detr import LAYOUTS as DETECTOR_LAYOUTS
 from zoo.models.detr.detr import Detr, DetrConfig, DetrOutput, detr_criterion
-from zoo.models.detr.mask_head import AttentionMaps, MaskHead
+from zoo.models.detr.mask_head import AttentionMaps, MaskHead, Trace
 from zoo.models.detr.mask_losses import PanopticCriterion
+from zoo.models.detr.matcher import Kind
 from zoo.models.detr.panoptic_postprocess import PanopticPostprocess
-from zoo.models.layers.backbone import Backbone, build_backbone, known_unpadded
+from zoo.models.layers.backbone import NANOS, Backbone, build_backbone
 from zoo.registry import ModelSpec, register_model, same_tensors
 from zoo.types import Target
 from zoo.weights import KeyLayout, Loaded, Weights, initialise
@@ -42,8 +45,8 @@ Pairs = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanopticDetrConfig(DetrConfig):
-    """Settings of a panoptic DETR; the defaults are the paper's with a ResNet-50."""
+class MaskConfig:
+    """Settings of a mask head on a detector; the defaults are the paper's."""
 
     freeze_detector: bool = False  # the second stage: train the mask head alone
     coef_mask: float = 1.0  # of the focal loss of masks
@@ -52,6 +55,11 @@ class PanopticDetrConfig(DetrConfig):
     threshold: float = 0.85  # least score of a query in the panoptic map
     instance_threshold: float = 0.0  # least score of a detection that gets a mask
     stuff: tuple[int, ...] = ()  # class indices of stuff; empty: as the data says
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanopticDetrConfig(MaskConfig, DetrConfig):
+    """Settings of a panoptic DETR; the defaults are the paper's with a ResNet-50."""
 
 
 class PanopticDetrOutput(DetrOutput, total=False):
@@ -69,29 +77,47 @@ class PanopticDetrOutput(DetrOutput, total=False):
 class PanopticDetr(nn.Module):
     """The model; ``backbone`` replaces the one that the config names.
 
-    It has to return its maps down to stride 4.
+    It has to return its maps down to stride 4. Other detectors have subclasses.
     """
 
-    def __init__(
-        self, config: PanopticDetrConfig, num_classes: int, backbone: Backbone | None = None
-    ) -> None:
+    def __init__(self, config: Any, num_classes: int, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
-        strides = (4, 8, 16) if config.backbone == "nano" else (4, 8, 16, 32)
-        backbone = backbone or build_backbone(
+        backbone = backbone or self.backbone_to(config, strides_to_4(config))
+        self.detr = self.detector(config, num_classes, backbone)
+        self.bbox_attention = AttentionMaps(config.dim, config.num_heads, config.relative_maps)
+        finer = backbone.num_channels[: self.detr.level][::-1]
+        self.mask_head = MaskHead(config.dim, config.num_heads, finer)
+        self._matcher = self.set_criterion(config, num_classes).matcher
+        if config.freeze_detector:
+            self.detr.requires_grad_(False)
+
+    # What a subclass for another detector says.
+    def detector(self, config: Any, num_classes: int, backbone: Backbone) -> Any:
+        """The detector, whose ``traced`` gives a :class:`zoo.models.detr.mask_head.Trace`."""
+        return Detr(config, num_classes, backbone)
+
+    @staticmethod
+    def backbone_to(config: Any, strides: tuple[int, ...]) -> Backbone:
+        """The backbone that the config names, with maps of these strides."""
+        return build_backbone(
             config.backbone,
             dilation=config.dilation,
             weights=config.backbone_weights,
             norm=config.norm,
             strides=strides,
         )
-        self.detr = Detr(config, num_classes, backbone)
-        self.bbox_attention = AttentionMaps(config.dim, config.num_heads, config.relative_maps)
-        finer = backbone.num_channels[-2::-1]
-        self.mask_head = MaskHead(config.dim, config.num_heads, finer)
-        self._matcher = detr_criterion(config, num_classes).matcher
-        if config.freeze_detector:
-            self.detr.requires_grad_(False)
+
+    @staticmethod
+    def set_criterion(config: Any, num_classes: int) -> SetCriterion:
+        """The detector's losses."""
+        return detr_criterion(config, num_classes)
+
+    def trace(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, targets: Sequence[Target] | None
+    ) -> Trace:
+        """The detector's predictions and what the mask head reads."""
+        return cast(Trace, self.detr.traced(pixel_values, pixel_mask))
 
     def train(self, mode: bool = True) -> Self:
         """As of any module; a frozen detector stays in evaluation mode."""
@@ -112,30 +138,19 @@ class PanopticDetr(nn.Module):
         them. In training, ``targets`` say which queries need masks; without them there are none.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
-            levels = self.detr.backbone(pixel_values, pixel_mask)
-            features, mask = levels[-1]
-            projected = self.detr.input_proj(features)
-            pos = self.detr.positions(mask)
-            tokens = projected.flatten(2).transpose(1, 2).to(pos.dtype)
-            unpadded = known_unpadded(pixel_mask, mask)
-            allowed = None if unpadded else mask.flatten(1)[:, None, None]
-            memory = self.detr.encoder(tokens, pos, allowed)
-            query_pos = self.detr.query_embed.weight.expand(len(memory), -1, -1)
-            every = self.detr.training and self.config.aux_loss
-            states = self.detr.decoder(memory, pos, query_pos, allowed, every)
-            found = self.detr.heads(states)
-        out = cast(PanopticDetrOutput, dict(found))
+            trace = self.trace(pixel_values, pixel_mask, targets)
+        out = cast(PanopticDetrOutput, dict(trace.out))
         if self.training and targets is None:
             return out
-        shared = self.mask_head.shared(projected, [x for x, _ in levels[-2::-1]])
+        shared = self.mask_head.shared(trace.features, trace.finer)
         if targets is None or not self.training:
-            maps = self.bbox_attention(states[-1], memory, mask)
+            maps = self.bbox_attention(trace.states, trace.memory, trace.mask)
             out["pred_masks"] = self.mask_head.every(shared, maps)
             return out
-        pairs = image, query, _ = self._pairs(found, targets)
+        pairs = image, query, _ = self._pairs(trace.out, targets)
         if not len(image):
             image = query = torch.zeros(1, dtype=torch.int64, device=image.device)
-        chosen = self._maps(states[-1], memory, mask, image, query)
+        chosen = self._maps(trace.states, trace.memory, trace.mask, image, query)
         out["pred_masks"] = self.mask_head(shared, chosen, image)
         out["mask_pairs"] = pairs
         return out
@@ -146,7 +161,7 @@ class PanopticDetr(nn.Module):
         """Attention maps [P, A, h, w] of pairs."""
         return self.bbox_attention(states, memory, mask)[image, query]
 
-    def _pairs(self, found: DetrOutput, targets: Sequence[Target]) -> Pairs:
+    def _pairs(self, found: Mapping[str, Tensor], targets: Sequence[Target]) -> Pairs:
         """The last layer's matches in images whose targets have masks."""
         logits, boxes = (found[key].detach()[None] for key in ("pred_logits", "pred_boxes"))
         matches = self._matcher.assign(logits, boxes, targets)
@@ -155,6 +170,13 @@ class PanopticDetr(nn.Module):
         kept = with_masks[matches.image]
         image, query, row = (t[kept] for t in (matches.image, matches.query[0], matches.target[0]))
         return image, query, row - starts[image]
+
+
+def strides_to_4(config: Any) -> tuple[int, ...]:
+    """From 4 to the coarsest stride that the detector reads."""
+    usual = (16,) if config.backbone in NANOS else (32,)
+    coarsest = max(getattr(config, "strides", ()) or usual)
+    return tuple(stride for stride in (4, 8, 16, 32) if stride <= coarsest)
 
 
 # ---- Other projects' names of the same tensors ------------------------------------------------
@@ -207,24 +229,6 @@ LAYOUTS = (
 # ---- Variants ---------------------------------------------------------------------------------
 
 
-def _criterion(config: PanopticDetrConfig, num_classes: int) -> PanopticCriterion:
-    return PanopticCriterion(
-        detr_criterion(config, num_classes),
-        coef_mask=config.coef_mask,
-        coef_dice=config.coef_dice,
-        frozen=config.freeze_detector,
-    )
-
-
-def _postprocess(config: PanopticDetrConfig) -> PanopticPostprocess:
-    return PanopticPostprocess(
-        threshold=config.threshold,
-        instance_threshold=config.instance_threshold,
-        stuff=config.stuff,
-        max_detections=config.max_detections,
-    )
-
-
 def _start(model: nn.Module, loaded: Loaded, **how: Any) -> str:
     """As :func:`zoo.weights.initialise`; from a plain detector, too: the mask head stays new.
 
@@ -248,20 +252,62 @@ def _adapt(spec: ModelSpec, loaded: Loaded) -> ModelSpec | None:
     return replace(spec, config=replace(spec.config, stuff=_STUFF))
 
 
-def _spec(recipe: str, weights: Mapping[str, Weights] | None = None, **settings: Any) -> ModelSpec:
+def panoptic_spec(
+    build: type[PanopticDetr],
+    config: MaskConfig,
+    recipe: str,
+    *,
+    kind: Kind,
+    class_rows: Sequence[str],
+    weights: Mapping[str, Weights] | None = None,
+    layouts: tuple[KeyLayout, ...] = (),
+) -> ModelSpec:
+    """A variant with this config; ``kind`` and ``class_rows`` are those of its detector."""
+
+    def criterion(config: Any, num_classes: int) -> PanopticCriterion:
+        return PanopticCriterion(
+            build.set_criterion(config, num_classes),
+            coef_mask=config.coef_mask,
+            coef_dice=config.coef_dice,
+            frozen=config.freeze_detector,
+        )
+
+    def postprocess(config: Any) -> PanopticPostprocess:
+        return PanopticPostprocess(
+            threshold=config.threshold,
+            instance_threshold=config.instance_threshold,
+            stuff=config.stuff,
+            max_detections=config.max_detections,
+            kind=kind,
+        )
+
     return ModelSpec(
-        config=replace(PanopticDetrConfig(), **settings),
-        build=PanopticDetr,
-        criterion=_criterion,
-        postprocess=_postprocess,
+        config=config,
+        build=build,
+        criterion=criterion,
+        postprocess=postprocess,
         predictor=Detector,
         recipe=recipe,
         data="shapes_panoptic",
         start=_start,
         adapt=_adapt,
         weights=weights or {},
+        layouts=layouts,
+        class_rows=tuple(f"detr.{row}" for row in class_rows),
+    )
+
+
+def _spec(recipe: str, weights: Mapping[str, Weights] | None = None, **settings: Any) -> ModelSpec:
+    config = replace(PanopticDetrConfig(), **settings)
+    rows = ("class_embed.weight", "class_embed.bias")
+    return panoptic_spec(
+        PanopticDetr,
+        config,
+        recipe,
+        kind="softmax",
+        class_rows=rows,
+        weights=weights,
         layouts=LAYOUTS,
-        class_rows=("detr.class_embed.weight", "detr.class_embed.bias"),
     )
 
 

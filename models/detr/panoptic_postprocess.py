@@ -24,6 +24,7 @@ from torch import Tensor
 from zoo.datasets.mask_eval import encoded
 from zoo.datasets.masks import STRIDE, cells
 from zoo.datasets.panoptic_eval import Segmentation
+from zoo.models.detr.matcher import Kind
 from zoo.models.detr.postprocess import DetectionPostprocess
 from zoo.types import Detections, Meta
 
@@ -75,6 +76,7 @@ class PanopticPostprocess:
     ``threshold`` is the least score of a query in the panoptic map, ``instance_threshold`` that of
     a detection that gets a mask (the others' are empty). ``stuff`` are the class indices of stuff;
     where there are none, the picture's meta says (``extra["stuff"]``, which data sources give).
+    ``kind`` is that of the class logits.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class PanopticPostprocess:
         instance_threshold: float = 0.0,
         stuff: Sequence[int] = (),
         max_detections: int = 100,
+        kind: Kind = "softmax",
     ) -> None:
-        self.boxes = DetectionPostprocess(kind="softmax", max_detections=max_detections)
+        self.boxes = DetectionPostprocess(kind=kind, max_detections=max_detections)
+        self.kind = kind
         self.threshold = threshold
         self.instance_threshold = instance_threshold
         self.stuff = tuple(stuff)
@@ -94,7 +98,8 @@ class PanopticPostprocess:
     def __call__(self, outputs: Mapping[str, Any], metas: Sequence[Meta]) -> list[Segments]:
         """Predictions on the CPU; raises as :class:`DetectionPostprocess`."""
         detections = self.boxes(outputs, metas)
-        probs = outputs["pred_logits"].float().softmax(-1)[..., :-1]
+        logits = outputs["pred_logits"].float()
+        probs = logits.softmax(-1)[..., :-1] if self.kind == "softmax" else logits.sigmoid()
         scores, labels = (t.cpu() for t in probs.max(-1))
         masks: Tensor = outputs["pred_masks"]
         return [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.models.detr.anchors import QuerySelection
 from zoo.models.detr.detector import Detector
 from zoo.models.detr.focal import focal_criterion, focal_postprocess
-from zoo.models.detr.memory import Cells, MemoryConfig, selected
+from zoo.models.detr.memory import Cells, MemoryConfig, class_rows, selected
 from zoo.models.layers.heads import MAX_LOGIT, exact
 from zoo.models.layers.position import anchor_sine
 from zoo.models.layers.transformer import MLP, EncoderLayer, PromptSlot, init_xavier
@@ -112,8 +112,6 @@ def placed_spec(
     layouts: tuple[KeyLayout, ...] = (),
 ) -> ModelSpec:
     """A variant of a model with this config; ``selection`` is where its proposals' head is."""
-    heads = ["", *[selection] * config.query_selection, *["dense."] * bool(config.dense_side)]
-    rows = (f"{head}class_embed.{kind}" for head in heads for kind in ("weight", "bias"))
     return ModelSpec(
         config=config,
         build=build,
@@ -123,5 +121,5 @@ def placed_spec(
         recipe=recipe,
         weights=weights or {},
         layouts=layouts,
-        class_rows=tuple(rows),
+        class_rows=class_rows(config, selection),
     )

@@ -126,7 +126,7 @@ class PnpDetr(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> PnpDetrOutput:
         """Predictions for a batch of images: inputs as of :meth:`Detr.forward`."""
-        tokens, pos, mask = self.detr.tokens(pixel_values, pixel_mask)
+        tokens, pos, mask = self.detr.tokens(self.detr.backbone(pixel_values, pixel_mask))
         sampled = self.sampler(tokens, pos, mask.flatten(1), self._share())
         unpadded = known_unpadded(pixel_mask, mask)
         allowed = None if unpadded else sampled.valid[:, None, None]

@@ -40,11 +40,11 @@ from zoo.errors import ZooError
 from zoo.models.detr.anchors import Anchors, QuerySelection
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.focal import LayeredOutput, layered_output
+from zoo.models.detr.mask_head import Trace
 from zoo.models.detr.memory import SMALL, map_projection, memory_backbone, read_cells, selected
 from zoo.models.detr.placed import CellEncoder, PlacedConfig, placed_spec
 from zoo.models.layers.backbone import Backbone
 from zoo.models.layers.conditional import ProjectedAttention
-from zoo.models.layers.fusion import level_of
 from zoo.models.layers.gaussian import HeadWindows, gaussian_bias
 from zoo.models.layers.heads import MAX_LOGIT, box_head, class_head, exact
 from zoo.models.layers.position import anchor_sine
@@ -291,8 +291,7 @@ class SamDetr(nn.Module):
         dim = config.dim
         self.config = config
         self.backbone = backbone or memory_backbone(config)
-        self.level = level_of(config.memory_stride, self.backbone.strides)
-        self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
+        self.level, self.input_proj = map_projection(config, self.backbone)
         self.encoder = CellEncoder(config)
         self.selection: QuerySelection | None = None
         if config.query_selection:
@@ -313,9 +312,14 @@ class SamDetr(nn.Module):
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
         padded. ``pixel_mask`` [B, H, W]: True where valid; None where nothing is padded.
         """
+        return cast(LayeredOutput, self.traced(pixel_values, pixel_mask).out)
+
+    def traced(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Trace:
+        """As :meth:`forward`, with what a mask head reads."""
         config = self.config
+        levels = self.backbone(pixel_values, pixel_mask)
         cells = read_cells(
-            self.backbone(pixel_values, pixel_mask),
+            levels,
             self.input_proj,
             self.level,
             pixel_mask,
@@ -342,7 +346,7 @@ class SamDetr(nn.Module):
         out = layered_output(logits, boxes, training=self.training, proposals=proposals)
         if self.training and config.dense_side:
             out["dense_outputs"] = self.dense(memory, cells.mask)
-        return out
+        return Trace.of(out, levels, self.level, cells.tokens, memory, cells.mask, states[-1])
 
 
 # ---- Variants ---------------------------------------------------------------------------------

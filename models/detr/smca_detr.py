@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.focal import LayeredOutput, layered_output
+from zoo.models.detr.mask_head import Trace
 from zoo.models.detr.memory import SMALL, Cells, map_projection, memory_backbone, read_cells
 from zoo.models.detr.placed import CellEncoder, PlacedConfig, PlacedQueries, placed_spec
 from zoo.models.layers.backbone import Backbone, Level, known_unpadded
@@ -197,12 +198,12 @@ class SmcaDetr(nn.Module):
         dim = config.dim
         self.config = config
         self.backbone = backbone or memory_backbone(config)
-        strides = list(self.backbone.strides)
-        self.level = level_of(config.memory_stride, strides)
         cells = [1.0]
         self.input_proj: nn.Module
         self.encoder: nn.Module
         if config.num_levels > 1:
+            strides = list(self.backbone.strides)
+            self.level = level_of(config.memory_stride, strides)
             self.input_proj = ScaleMaps(self.backbone.num_channels, dim, config.num_levels)
             self.encoder = ScaleEncoder(
                 dim,
@@ -217,7 +218,7 @@ class SmcaDetr(nn.Module):
                 strides.append(2 * strides[-1])
             cells = [unit / stride for stride in strides]
         else:
-            self.input_proj = map_projection(self.backbone.num_channels, dim, self.level)
+            self.level, self.input_proj = map_projection(config, self.backbone)
             self.encoder = CellEncoder(config)
         self.queries = PlacedQueries(config, num_classes)
         self.decoder = SmcaDecoder(config, cells)
@@ -232,8 +233,13 @@ class SmcaDetr(nn.Module):
         ``pixel_values`` [B, 3, H, W]: uint8, or floats that are ImageNet-normalised and 0 where
         padded. ``pixel_mask`` [B, H, W]: True where valid; None where nothing is padded.
         """
+        return cast(LayeredOutput, self.traced(pixel_values, pixel_mask).out)
+
+    def traced(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Trace:
+        """As :meth:`forward`, with what a mask head reads: of several scales, the main one."""
         config = self.config
-        scales = self.scales(self.backbone(pixel_values, pixel_mask), pixel_mask)
+        levels = self.backbone(pixel_values, pixel_mask)
+        scales = self.scales(levels, pixel_mask)
         memories = self.encode(scales)
         # Objects are proposed where the memory of a single scale would be.
         main = self.level if len(scales) > 1 else 0
@@ -251,7 +257,10 @@ class SmcaDetr(nn.Module):
         out = layered_output(logits, boxes, training=self.training, proposals=queries.proposals)
         if self.training and config.dense_side:
             out["dense_outputs"] = self.dense(memories[main], scales[main].mask)
-        return out
+        cells = scales[main]
+        return Trace.of(
+            out, levels, self.level, cells.tokens, memories[main], cells.mask, states[-1]
+        )
 
     def scales(self, levels: Sequence[Level], pixel_mask: Tensor | None) -> list[Cells]:
         """The cells of every scale, or of the one map, of a backbone's levels."""

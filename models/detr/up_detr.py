@@ -105,7 +105,7 @@ class UpDetr(nn.Module):
             return cast(UpDetrOutput, self.detr(pixel_values, pixel_mask))
         if query_boxes is None:
             raise ZooError("the pretext task needs patches to find; train on --data patches:FOLDER")
-        tokens, pos, mask = self.detr.tokens(pixel_values, pixel_mask)
+        tokens, pos, mask = self.detr.tokens(self.detr.backbone(pixel_values, pixel_mask))
         allowed = None if known_unpadded(pixel_mask, mask) else mask.flatten(1)[:, None, None]
         memory = self.detr.encoder(tokens, pos, allowed)
 

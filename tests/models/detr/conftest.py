@@ -20,6 +20,7 @@ def _load(name: str) -> None:
 
 
 _load("detector_checks")
+_load("panoptic_checks")
 
 
 @pytest.fixture

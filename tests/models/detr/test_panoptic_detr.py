@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from panoptic_checks import CLASSES, DEPTHS, WIDTHS, batch, randomise, target
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DetrConfig as TheirConfig
@@ -19,30 +20,11 @@ from zoo.models.layers.backbone import ResNetBackbone, ResNetSpec
 from zoo.registry import model_spec
 from zoo.weights import Loaded, initialise
 
-CLASSES = 5
 SHAPE: dict[str, Any] = {
     "dim": 32, "num_heads": 8, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 48,
     "num_queries": 7,
 }  # fmt: skip
 TINY = PanopticDetrConfig(**SHAPE)
-WIDTHS, DEPTHS = (16, 24, 32, 40), (1, 1, 1, 1)
-
-
-def randomise(model: nn.Module) -> None:
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.rand(tensor.shape, generator=draw)
-            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.copy_(noise + 0.5)
-            elif tensor.ndim == 1:
-                tensor.copy_(noise * 0.6 - 0.3)
-            elif "embed" in name and tensor.ndim == 2:
-                tensor.copy_(noise * 2 - 1)
-            elif name.startswith(("mask_head", "bbox_attention")):
-                tensor.mul_(2).add_(0.05 * noise)  # far from a uniform attention
 
 
 def theirs() -> nn.Module:
@@ -64,15 +46,6 @@ def ours(config: PanopticDetrConfig = TINY) -> PanopticDetr:
     spec = ResNetSpec(block="bottleneck", depths=DEPTHS, widths=WIDTHS, stem=8)
     backbone = ResNetBackbone(spec, out=("layer1", "layer2", "layer3", "layer4"))
     return PanopticDetr(config, CLASSES, backbone).eval()
-
-
-def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(2)
-    mask = torch.ones(2, 70, 101, dtype=torch.bool)
-    mask[1, 50:] = False
-    mask[1, :, 64:] = False
-    pixels = torch.randn(2, 3, 70, 101, generator=draw, dtype=torch.float64)
-    return (pixels * mask[:, None]).to(dtype), mask
 
 
 HEAD = {  # in memory -> hub files and the release
@@ -271,19 +244,6 @@ def test_attention_maps_are_one_softmax_over_heads_and_valid_cells() -> None:
     uniform = 1 / (4 * mask.sum((1, 2)).double())
     multiples = module(queries, memory, mask).flatten(3)
     torch.testing.assert_close(multiples, wanted / uniform[:, None, None, None], rtol=0, atol=1e-10)
-
-
-def target(image_id: int, masks: bool = True) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(image_id)
-    found = {
-        "labels": torch.tensor([0, 3]),
-        "boxes": torch.tensor([[0.3, 0.4, 0.3, 0.5], [0.7, 0.6, 0.4, 0.4]]),
-        "image_id": torch.tensor([image_id]),
-    }
-    size = (18, 26) if image_id == 0 else (13, 16)
-    if masks:
-        found["masks"] = torch.rand(2, *size, generator=draw) > 0.5
-    return found
 
 
 def test_training_makes_the_masks_of_matched_queries_only() -> None:
