@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
-from zoo.models.detr.detr import Detr
 from zoo.models.detr.pnp_detr import PnpCriterion, PnpDetr, PnpDetrConfig, PollAndPool
 from zoo.registry import model_spec
 
