@@ -71,6 +71,7 @@ def test_values_keep_their_types(recipe):
         ("optim.schedule=linear", r"optim\.schedule=linear is not one of step, cosine"),
         ("optim.accumulate=0", r"optim\.accumulate=0 is below 1"),
         ("optim.ema=1.5", r"optim\.ema=1\.5 is not a decay"),
+        ("optim.norms_until=2", r"optim\.norms_until=2\.0 is not a part of the run"),
         ("epochs", r"'epochs' is not section\.key=value"),
         ("epochs=3", r"'epochs=3' is not section\.key=value"),
     ],

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import subprocess
@@ -72,10 +73,11 @@ def published(out: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load_weights(out / "last")
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("ema", "norms_until"), [(0.0, 1.0), (0.9, 0.5)])
 @pytest.mark.parametrize(("kill", "save_steps"), [(1, 1), (3, 2), (4, 0), (5, 3), (9, 4)])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, ema, kill, save_steps):
-    sections = {"optim": {"ema": ema}, "run": {"save_steps": save_steps, "eval_every": 1}}
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, ema, norms_until, kill, save_steps):
+    optim = {"ema": ema, "norms_until": norms_until}
+    sections = {"optim": optim, "run": {"save_steps": save_steps, "eval_every": 1}}
     whole = trainer(tmp_path / "whole", **sections)
     whole.fit()
     cut = trainer(tmp_path / "cut", **sections)
@@ -103,6 +105,26 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, ema, kill, save_steps):
     kept = [r for r in rows[1] if r[0] == "eval"]
     assert kept == [r for r in rows[0] if r[0] == "eval"]
     assert len({r[:2] for r in rows[1]}) == len(rows[1])  # no step is told twice
+
+
+def test_batch_norms_keep_their_statistics_from_a_part_of_the_run_on(tmp_path):
+    t = trainer(tmp_path, optim={"norms_until": 0.5})
+    tick, seen = t._tick, []
+
+    def watch() -> None:
+        tick()
+        if not seen or t.step > seen[-1][0]:
+            seen.append((t.step, t.progress(), t.model.norm.running_mean.clone()))
+
+    t._tick = watch  # type: ignore[method-assign]
+    t.fit()
+    changes = [
+        (before[1], bool((after[2] != before[2]).any()))
+        for before, after in itertools.pairwise(seen)
+    ]
+    assert len(changes) == 12
+    for progress, changed in changes:
+        assert changed == (progress < 0.5)
 
 
 def test_the_run_folder(tmp_path):

@@ -76,6 +76,9 @@ class OptimSection:
     drop_factor: float = 0.1
     warmup_steps: int = 0  # linear
     final: float = 0.0  # cosine: last rate as a part of the first
+    # The part of the run after which batch norms keep their statistics and train with them; 1:
+    # never. What batches of a few pictures are normalised by is not what evaluation has.
+    norms_until: float = 1.0
     ema: float = 0.0  # decay of the averaged weights that are evaluated and published; 0: none
     autocast: str = "auto"  # auto (bf16 where the hardware has it), bf16 or float32
 
@@ -309,6 +312,8 @@ def _check(config: Config) -> None:
             raise ZooError(f"{key}={number} is below {least}")
     if not 0 <= o.ema < 1:
         raise ZooError(f"optim.ema={o.ema} is not a decay: 0 (none) to below 1, such as 0.999")
+    if not 0 <= o.norms_until <= 1:
+        raise ZooError(f"optim.norms_until={o.norms_until} is not a part of the run, 0..1")
 
 
 def read_config(path: Path) -> Config:

@@ -62,8 +62,12 @@ def train_steps(
     autocast: torch.dtype | None = None,
     max_norm: float = 0.0,
     accumulate: int = 1,
+    hold_norms: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train on ``batches``, ``accumulate`` of them a step, and yield after every step.
+
+    From the step on before which ``hold_norms()`` is first true, batch norms use their statistics
+    and keep them, as in evaluation.
 
     The caller sets rates, logs, saves and stops; it may do so between two steps only. The last
     step of an epoch may have fewer than ``accumulate`` batches. Where a model's forward has a
@@ -75,7 +79,13 @@ def train_steps(
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     with_targets = takes_targets(model)
+    held = False
     for window in _windows(batches, accumulate):
+        if not held and hold_norms():
+            held = True
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         optimizer.zero_grad(set_to_none=True)
         parts: list[Losses] = []
         outputs: Mapping[str, Any] = {}

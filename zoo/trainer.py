@@ -334,6 +334,7 @@ class Trainer:
             model, self.criterion, loader, self.optimizer,
             device=self.device, autocast=self.autocast, max_norm=optim.clip,
             accumulate=optim.accumulate,
+            hold_norms=lambda: self._progress >= optim.norms_until < 1.0,
         )  # fmt: skip
         window: list[Step] = []
         since = time.monotonic()
