@@ -364,7 +364,7 @@ def rt_detr_nano() -> ModelSpec:
         expansion=0.5,
         fusion_depth=1,
         num_queries=80,
-        dn_queries=20,
+        dn_queries=40,
         box_noise=0.4,
         coef_class=5.0,
         quality_gamma=1.0,
