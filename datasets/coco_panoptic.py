@@ -192,6 +192,7 @@ def refuse_mixing(augment: AugmentConfig) -> None:
 def _source(config: CocoConfig, train: PanopticSet | None, val: PanopticSet | None) -> DataSource:
     truth = (train or val).truth  # type: ignore[union-attr]
     class_ids = tuple(truth.categories)
+    stuff = [k for k, number in enumerate(class_ids) if number not in truth.things]
 
     @cache
     def things() -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _source(config: CocoConfig, train: PanopticSet | None, val: PanopticSet | No
         class_names=tuple(truth.categories.values()),
         class_ids=class_ids,
         better="PQ",
-        preprocess=preprocess_of(config.augment),
+        preprocess={**preprocess_of(config.augment), "stuff": stuff},
         overfit=overfit,
     )
 

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -324,19 +324,55 @@ def check_maps(truth: PanopticTruth) -> None:
 def predictions(file: Path, truth: PanopticTruth, maps: Path | None = None) -> PanopticTruth:
     """A prediction's JSON and folder of PNG files, for :func:`panoptic_eval.evaluate_panoptic`.
 
-    It needs ``annotations`` only; pictures and categories are the truth's.
+    It needs ``annotations`` only; pictures and categories are the truth's. Where it lists
+    ``images`` with their file names, its pictures are the truth's of these names, whatever their
+    ids: ``tools/predict.py`` numbers the pictures that it is given.
     """
     content = read_lenient(file)
-    whole = {**content, "images": truth.content["images"], "categories": []}
+    ids = _ids_by_name(content.get("images"), truth, file)
+    given = [(record, record.get("image_id")) for record in content["annotations"]]
+    records = [{**record, "image_id": ids.get(number, number)} for record, number in given]
+    whole = {"images": truth.content["images"], "annotations": records, "categories": []}
     listed = set(truth.image_ids())
-    for place, record in enumerate(whole["annotations"]):
-        if record.get("image_id") not in listed:
+    for place, record in enumerate(records):
+        if record["image_id"] not in listed:
             raise ZooError(
-                f"{file}: annotations[{place}] is of image id {record.get('image_id')!r}, which "
+                f"{file}: annotations[{place}] is of image id {record['image_id']!r}, which "
                 f"{truth.file} does not hold; score predictions on the data they were made for"
             )
         _check_record(record, f"{file}: the annotation of image id {record['image_id']}")
     return PanopticTruth(file, maps or file.with_suffix(""), whole)
+
+
+def _ids_by_name(images: Any, truth: PanopticTruth, file: Path) -> dict[Any, int]:
+    """The truth's image id for each of a prediction's own; empty where its ids are the truth's.
+
+    Names are compared with their folders, and where that fails without. Raises :class:`ZooError`
+    where neither tells all pictures apart and an id means different pictures there and here.
+    """
+    own = _names(images if isinstance(images, list) else [])
+    known = _names(truth.content["images"])
+    if not own or not known:
+        return {}
+    for key in (str, lambda name: PurePosixPath(name).name):
+        place = {key(name): number for number, name in known.items()}
+        wanted = [key(name) for name in own.values()]
+        unique = len(place) == len(known) and len(set(wanted)) == len(wanted)
+        if unique and place.keys() >= set(wanted):
+            return {number: place[key(name)] for number, name in own.items()}
+    for number, name in own.items():
+        if number in known and PurePosixPath(known[number]).stem != PurePosixPath(name).stem:
+            raise ZooError(
+                f"{file}: image id {number} is {name}, and {known[number]} in {truth.file}; give "
+                "the pictures the truth's file names, or leave images out to go by ids"
+            )
+    return {}
+
+
+def _names(images: Iterable[Any]) -> dict[int, str]:
+    """File names by image id, of the records that have both."""
+    records = [r for r in images if isinstance(r, dict) and isinstance(r.get("file_name"), str)]
+    return {number: record["file_name"] for number, record in _by_id(records).items()}
 
 
 def read_lenient(file: Path) -> dict[str, Any]:
@@ -373,25 +409,44 @@ def write_panoptic(
     annotations = []
     for image_id, picture, segments in found:
         name = Path(picture).with_suffix(".png").name
-        Image.fromarray(pixels_of(segments.ids)).save(maps / name)
-        labels = [class_ids[n] if class_ids else n for n in segments.labels.tolist()]
-        infos = [
-            {"id": number, "category_id": label, "iscrowd": int(crowd), **_measured(ids)}
-            for number, label, crowd, ids in zip(
-                segments.numbers.tolist(),
-                labels,
-                segments.crowd.tolist(),
-                (segments.ids == number for number in segments.numbers.tolist()),
-                strict=True,
-            )
-        ]
-        for info, score in zip(infos, (scores or {}).get(image_id, ()), strict=False):
-            info["score"] = float(score)
+        save_map(maps / name, segments)
+        infos = segments_info(segments, class_ids, (scores or {}).get(image_id, ()))
         annotations.append({"image_id": image_id, "file_name": name, "segments_info": infos})
     write_json(
         file,
         {"images": list(images), "annotations": annotations, "categories": list(categories)},
     )
+
+
+def save_map(path: Path, segments: Segmentation) -> None:
+    """Write a PNG whose pixels say their segment; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels_of(segments.ids)).save(path)
+
+
+def segments_info(
+    segments: Segmentation, class_ids: Sequence[int] = (), scores: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """What COCO's panoptic format says of each segment: id, category, crowd, bbox and area.
+
+    ``labels`` are class indices if ``class_ids`` are given, else category ids. ``scores`` are the
+    segments', where they have any.
+    """
+    numbers = segments.numbers.tolist()
+    labels = [class_ids[n] if class_ids else n for n in segments.labels.tolist()]
+    infos = [
+        {"id": number, "category_id": label, "iscrowd": int(crowd), **_measured(ids)}
+        for number, label, crowd, ids in zip(
+            numbers,
+            labels,
+            segments.crowd.tolist(),
+            (segments.ids == number for number in numbers),
+            strict=True,
+        )
+    ]
+    for info, score in zip(infos, scores, strict=False):
+        info["score"] = float(score)
+    return infos
 
 
 def _measured(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _source(config: ShapesConfig, train: ShapesPanoptic, val: ShapesPanoptic) ->
         class_names=tuple(NAMES.values()),
         class_ids=tuple(NAMES),
         better="PQ",
-        preprocess=preprocess_of(config.augment),
+        preprocess={**preprocess_of(config.augment), "stuff": [len(CLASSES)]},
         overfit=overfit,
     )
 

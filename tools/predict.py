@@ -11,7 +11,9 @@
 Which of these, the model decides. A detector writes predictions.json (COCO's format: images,
 annotations with scores, categories), pictures/ with the boxes drawn in, and with --attention also
 attention/: where the decoder looked for each object, and where the encoder looked from the middle
-of each (or from --points, in parts of width and height).
+of each (or from --points, in parts of width and height). One with masks also writes these, into
+predictions.json and the pictures, and every picture in segments: panoptic.json and panoptic/, in
+COCO's panoptic format.
 
 A model of documents that was trained with model.task=ser (a tag for each word) or
 model.task=classify (a class for each page) takes pictures and PDFs; it writes predictions.json (of
@@ -28,6 +30,7 @@ in failed.txt); 2 something in the input is wrong.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -68,6 +71,14 @@ from zoo.tools.predict_files import (
     write_part,
     write_results,
 )
+from zoo.tools.predict_segments import (
+    Maps,
+    masked,
+    merge_panoptic,
+    of_mask,
+    words_of_stuff,
+    write_lines,
+)
 from zoo.trainer import progress_bar
 from zoo.visualize import contact_sheet, draw_boxes, mark_point, overlay_heat
 
@@ -82,11 +93,12 @@ class Record(NamedTuple):
     size: tuple[int, int] | None
     objects: list[Detection]
     reason: str = ""
+    segments: list[dict[str, Any]] | None = None  # of a model with masks, as COCO's format has them
 
     def plain(self) -> Sequence[Any]:
         """For JSON."""
-        objects = [(d.box, d.class_id, d.label, d.score) for d in self.objects]
-        return self.number, self.size, objects, self.reason
+        objects = [(d.box, d.class_id, d.label, d.score, d.mask) for d in self.objects]
+        return self.number, self.size, objects, self.reason, self.segments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -224,6 +236,7 @@ class PictureJob:
         self.out, self.root, self.paths = files
         self.attends = (args.attention or bool(args.points)) and not args.no_pictures
         self.draws = not args.no_pictures
+        self.maps = Maps(self.out, self.paths, model.class_ids)
 
     def say_first_line(self) -> None:
         """Model, parameters, data, device and output folder, before anything takes long."""
@@ -235,6 +248,8 @@ class PictureJob:
             f"{machine(model.device, model.autocast)} | output {self.out}",
             flush=True,
         )
+        if words := words_of_stuff(model):
+            print(words, flush=True)
 
     def finish(self, parts: Sequence[Path], began: float) -> int:
         """Write the results of all parts and say what was found; the number of failed files."""
@@ -247,7 +262,7 @@ class PictureJob:
 
     def records(self, share: Sequence[int]) -> Iterator[Record]:
         """One record a file; files are read and pictures drawn while the model works."""
-        if not self.draws:
+        if not self.draws and not self.model.has_masks:
             for number, seen in self._seen(share):
                 yield self._record(number, seen)
             return
@@ -291,12 +306,12 @@ class PictureJob:
     def _record(self, number: int, seen: Seen | ZooError) -> Record:
         if isinstance(seen, ZooError):
             return Record(number, None, [], str(seen))
-        return Record(number, seen.size, seen.detections)
+        return Record(number, seen.size, seen.detections, "", self.maps.write(number, seen))
 
     def _drawn(self, work: tuple[int, Seen | ZooError, AttentionMaps | None]) -> Record:
         number, seen, maps = work
         image = None
-        if isinstance(seen, Seen):
+        if self.draws and isinstance(seen, Seen):
             try:
                 image = read_image(self.root / self.paths[number])
             except ZooError as error:  # it was readable a moment ago
@@ -307,7 +322,7 @@ class PictureJob:
                 name += ".jpg"
             found = seen.detections
             picture = draw_boxes(
-                image,
+                masked(image, found),
                 [d.box for d in found],
                 [d.index for d in found],
                 [d.score for d in found],
@@ -352,7 +367,8 @@ def merge(
 ) -> tuple[Counter[str], int]:
     """Write predictions.json and failed.txt; returns objects by class and the number of failures.
 
-    One pass for the images and one for the annotations: nothing but a line is held in memory.
+    A pass for each of the lists: nothing but a line is held in memory. Of a model with masks also
+    panoptic.json.
     """
     counts: Counter[str] = Counter()
     failed = 0
@@ -368,43 +384,44 @@ def merge(
         for number, name in zip(model.class_ids, model.class_names, strict=True)
     ]
 
-    def write(file: IO[str]) -> None:
-        nonlocal failed
-        file.write(f'{{"info": {json.dumps(info)},\n"images": [')
-        separator = "\n"
-        for number, size, _, reason in read_parts(parts):
-            if size is None:
-                failed += 1
-                note_failure(out, root / paths[number], reason)
-                continue
-            image = {
-                "id": number + 1,
-                "file_name": Path(paths[number]).as_posix(),
-                "height": size[0],
-                "width": size[1],
-            }
-            file.write(separator + json.dumps(image))
-            separator = ",\n"
-        file.write('],\n"annotations": [')
-        separator, total = "\n", 0
-        for number, _, objects, _ in read_parts(parts):
-            for (x1, y1, x2, y2), class_id, label, score in objects:
-                total += 1
+    def images() -> Iterator[dict[str, Any]]:
+        for number, size, *_ in read_parts(parts):
+            if size is not None:
+                name = Path(paths[number]).as_posix()
+                yield {"id": number + 1, "file_name": name, "height": size[0], "width": size[1]}
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        numbers = itertools.count(1)
+        for number, _, objects, *_ in read_parts(parts):
+            for (x1, y1, x2, y2), class_id, label, score, mask in objects:
                 counts[label] += 1
-                annotation = {
-                    "id": total,
+                yield {
+                    "id": next(numbers),
                     "image_id": number + 1,
                     "category_id": class_id,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
                     "score": score,
+                    **of_mask(mask),
                 }
-                file.write(separator + json.dumps(annotation))
-                separator = ",\n"
+
+    def write(file: IO[str]) -> None:
+        nonlocal failed
+        for number, size, _, reason, _ in read_parts(parts):
+            if size is None:
+                failed += 1
+                note_failure(out, root / paths[number], reason)
+        file.write(f'{{"info": {json.dumps(info)},\n"images": [')
+        write_lines(file, images())
+        file.write('],\n"annotations": [')
+        write_lines(file, annotations())
         file.write(f'],\n"categories": {json.dumps(categories)}}}\n')
 
     write_results(out / "predictions.json", write)
+    if model.has_masks:
+        maps = Maps(out, paths, model.class_ids)
+        merge_panoptic(parts, out, maps, model, info, images())
     return counts, failed
 
 
@@ -413,8 +430,8 @@ def merge(
 
 def say_objects(parts: Sequence[Path], paths: Sequence[str]) -> None:
     """Every object of a few pictures."""
-    for number, _, objects, _ in read_parts(parts):
-        for box, _, label, score in objects:
+    for number, _, objects, *_ in read_parts(parts):
+        for box, _, label, score, _ in objects:
             corners = ", ".join(f"{v:.0f}" for v in box)
             print(f"{paths[number]}: {label} {score:.0%} at ({corners})")
 
@@ -432,6 +449,8 @@ def say_summary(
         what = "1 file" if failed == 1 else f"{failed} files"
         print(f"{what} could not be read, see {out / 'failed.txt'}", file=sys.stderr)
     print(f"predictions  {out / 'predictions.json'}")
+    if run.model.has_masks and failed < total:
+        print(f"segments     {out / 'panoptic.json'}, {out / 'panoptic'}/")
     if run.draws and failed < total:
         print(f"pictures     {out / 'pictures'}/")
     if run.attends and (out / "attention").is_dir():

@@ -180,8 +180,9 @@ class DataSource:
 
     ``class_ids`` are the data set's own category ids in the order of ``class_names``: index in
     the model <-> id in files <-> name. ``better`` names the metric that "best" means.
-    ``preprocess`` is what prediction has to repeat of the evaluation's preprocessing (plain JSON
-    values; it travels in the checkpoint). ``files`` go along with it under the names given, and
+    ``preprocess`` is what prediction has to repeat of the evaluation's preprocessing, and what else
+    it has to know of the data (``stuff``: which classes are); plain JSON values, which travel in
+    the checkpoint. ``files`` go along with it under the names given, and
     ``checkpoint:NAME`` stands for them in ``preprocess``. ``overfit(n)`` is a source whose two
     sets are the same first n training samples without augmentation: the self-check of a new data
     set.

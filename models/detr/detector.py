@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeGuard, TypeVar, overload
 
 import numpy as np
@@ -22,8 +22,10 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from zoo.datasets import images as pictures
+from zoo.datasets.panoptic_eval import Segmentation
 from zoo.datasets.transforms import AugmentConfig, collate_detection, detection_sample, plan_val
 from zoo.errors import ZooError, nearest
+from zoo.models.detr.panoptic_postprocess import PanopticPostprocess, Segments
 from zoo.registry import ModelSpec
 from zoo.types import Batch, Detections, Postprocess, Sample, Size
 
@@ -42,6 +44,8 @@ class Detection:
     ``box`` is (x1, y1, x2, y2) in pixels of the picture, upright by its EXIF orientation, inside
     it. ``class_id`` is the class's id in the data that the model was trained on, ``index`` its
     place among the model's classes, ``query`` the object query that spoke (-1 where unknown).
+    ``mask`` is what of the picture the object covers, at the picture's own size, in COCO's
+    run-length encoding (``size`` and ``counts``, JSON's types); None of a model without masks.
     """
 
     label: str
@@ -50,14 +54,32 @@ class Detection:
     class_id: int
     index: int
     query: int
+    mask: dict[str, Any] | None = field(default=None, hash=False, repr=False)
+
+    def mask_array(self) -> NDArray[np.bool_]:
+        """The mask as bool [H, W], True where the object is; :class:`ZooError` where none is."""
+        if self.mask is None:
+            raise ZooError(
+                f"the detection of {self.label} has no mask, as its model finds boxes only; use a "
+                "model whose name begins with panoptic"
+            )
+        from pycocotools import mask as rle
+
+        return np.asarray(rle.decode(self.mask)).astype(bool)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a detector saw in one picture: its (height, width), and the objects, best first."""
+    """What a detector saw in one picture: its (height, width), and the objects, best first.
+
+    ``panoptic`` is the whole picture in segments, whose labels are class indices, with a score
+    each in ``panoptic_scores``; None of a model without masks, and left out where two are compared.
+    """
 
     size: Size
     detections: list[Detection]
+    panoptic: Segmentation | None = field(default=None, compare=False)
+    panoptic_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +102,10 @@ class Detector:
     ``val_size`` and ``val_max_size``, the sizes that the model was evaluated at (DETR's for COCO
     where they are missing), and ``square`` where it saw squares. The model is in evaluation mode
     on ``device``; ``autocast`` is the dtype of mixed precision, or None.
+
+    Of a panoptic model (``has_masks``) detections have masks, and :meth:`stream` also gives the
+    segments of every picture. ``stuff`` are its class indices of stuff, by its config or else by
+    ``preprocess``; None where neither says, and then segments of one class stay apart.
     """
 
     def __init__(
@@ -97,6 +123,9 @@ class Detector:
         self.class_names, self.class_ids = tuple(class_names), tuple(class_ids)
         self.device, self.autocast = device, autocast
         self.postprocess: Postprocess = spec.postprocess(spec.config)
+        self.has_masks = isinstance(self.postprocess, PanopticPostprocess)
+        stuff = getattr(spec.config, "stuff", ()) or preprocess.get("stuff")
+        self.stuff: tuple[int, ...] | None = None if stuff is None else tuple(stuff)
         names = ("val_size", "val_max_size", "square", "multiple")
         known = {k: preprocess[k] for k in names if k in preprocess}
         self.resizing = AugmentConfig(**known)
@@ -149,6 +178,7 @@ class Detector:
         A picture is a path, a file's content (bytes), a PIL image, a uint8 array [H, W, 3] or
         [H, W], or a uint8 tensor [3, H, W] or [1, H, W]. Objects of a score below ``threshold``,
         or of none of ``classes`` (names), are left out; ``max_detections`` of a picture remain.
+        Masks, where the model has them, are made for objects above the threshold only.
 
         Raises :class:`ZooError` for an unknown class or a picture that can't be read.
         """
@@ -179,14 +209,15 @@ class Detector:
         """As :meth:`predict`, for any number of pictures: one result at a time, in their order.
 
         Pictures are read by threads while the model works, some batches ahead and no more. The
-        result of a picture that can't be read is the :class:`ZooError` that says why.
+        result of a picture that can't be read is the :class:`ZooError` that says why. Segments of
+        a panoptic model are of the whole picture, whatever ``threshold`` and ``classes`` are.
         """
         wanted = self._wanted(classes)
         if not 0 <= threshold <= 1:
             raise ZooError(f"a threshold of {threshold} is not in 0..1")
         if batch_size < 1 or max_detections < 1:
             raise ZooError("batch_size and max_detections have to be 1 or more")
-        postprocess = self._postprocess_for(max_detections)
+        postprocess = self._postprocess_for(max_detections, threshold)
         samples = prefetch(self._try_prepare, sources, self._threads(), 2 * batch_size)
         while group := list(itertools.islice(samples, POOL * batch_size)):
             results: dict[int, Seen | ZooError] = {}
@@ -198,14 +229,20 @@ class Detector:
                     places.append((sample.meta.size, place))
             # Only pictures of one size share a batch: without padding, what is seen in a picture
             # does not depend on its neighbours (DETR's convolutions look over a padded edge).
+            batches: dict[int, list[int]] = {}  # of each place, those that share its batch
             for _, same in itertools.groupby(sorted(places), key=lambda sized: sized[0]):
                 while part := [place for _, place in itertools.islice(same, batch_size)]:
+                    batches |= dict.fromkeys(part, part)
+            # A batch is seen when its first result is due, so that few wait: with segments, each
+            # holds a map of the picture's own size.
+            for place in range(len(group)):
+                if place not in results:
+                    part = batches[place]
                     batch = collate_detection([s for s in (group[p] for p in part) if _good(s)])
                     raw = postprocess(self._forward(batch), batch.metas)
-                    for place, found, meta in zip(part, raw, batch.metas, strict=True):
-                        chosen = self._selected(found, meta.orig_size, threshold, wanted)
-                        results[place] = Seen(meta.orig_size, chosen)
-            yield from (results[place] for place in range(len(group)))
+                    for found_at, found, meta in zip(part, raw, batch.metas, strict=True):
+                        results[found_at] = self._seen(found, meta.orig_size, threshold, wanted)
+                yield results.pop(place)
 
     def _forward(self, batch: Batch) -> Mapping[str, Any]:
         if self.device.type == "cuda":
@@ -225,11 +262,14 @@ class Detector:
             return 1 if count < 8 else 2
         return max(1, min(8, count - 1))
 
-    def _postprocess_for(self, max_detections: int) -> Postprocess:
+    def _postprocess_for(self, max_detections: int, threshold: float) -> Postprocess:
+        """The model's, for so many detections, without the masks of those that are left out."""
         config = self.spec.config
-        if getattr(config, "max_detections", max_detections) == max_detections:
-            return self.postprocess
-        return self.spec.postprocess(replace(config, max_detections=max_detections))
+        asked: dict[str, Any] = {"max_detections": max_detections}
+        if self.has_masks:
+            asked["instance_threshold"] = max(config.instance_threshold, threshold)
+        changed = {k: v for k, v in asked.items() if getattr(config, k, v) != v}
+        return self.spec.postprocess(replace(config, **changed)) if changed else self.postprocess
 
     def _wanted(self, classes: Sequence[str] | None) -> Tensor | None:
         """Which class indices to keep, [K] bool."""
@@ -245,6 +285,12 @@ class Detector:
             wanted[places[name.casefold()]] = True
         return wanted
 
+    def _seen(self, found: Detections, size: Size, threshold: float, wanted: Tensor | None) -> Seen:
+        chosen = self._selected(found, size, threshold, wanted)
+        if not isinstance(found, Segments):
+            return Seen(size, chosen)
+        return Seen(size, chosen, found.panoptic, found.panoptic_scores)
+
     def _selected(
         self, found: Detections, size: Size, threshold: float, wanted: Tensor | None
     ) -> list[Detection]:
@@ -256,6 +302,7 @@ class Detector:
         limit = torch.tensor([width, height, width, height])
         boxes = found.boxes.float().cpu().clamp(min=0).minimum(limit)
         queries = torch.full_like(labels, -1) if found.queries is None else found.queries.cpu()
+        masks = found.masks if isinstance(found, Segments) else [None] * len(labels)
         return [
             Detection(
                 label=self.class_names[index],
@@ -264,12 +311,14 @@ class Detector:
                 class_id=self.class_ids[index],
                 index=index,
                 query=query,
+                mask=mask,
             )
-            for index, score, (x1, y1, x2, y2), query in zip(
+            for index, score, (x1, y1, x2, y2), query, mask in zip(
                 labels[kept].tolist(),
                 scores[kept].tolist(),
                 boxes[kept].tolist(),
                 queries[kept].tolist(),
+                itertools.compress(masks, kept.tolist()),
                 strict=True,
             )
         ]
@@ -289,7 +338,10 @@ class Detector:
         plan = plan_val([frame], self.resizing)[0]
         nothing = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
         path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-        return detection_sample(image, *nothing, plan, frame=frame, image_id=0, path=path)
+        extra = {} if self.stuff is None else {"stuff": self.stuff}  # as data sources say it
+        return detection_sample(
+            image, *nothing, plan, frame=frame, image_id=0, path=path, extra=extra
+        )
 
     # -- looking inside ------------------------------------------------------------------------
 

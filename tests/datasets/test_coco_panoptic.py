@@ -88,6 +88,7 @@ def test_a_sample_has_a_mask_for_every_object_but_crowds(panoptic):
     target = sample.target
     assert target["labels"].tolist() == [2, 1, 0]
     assert sample.meta.extra["stuff"] == (2,)
+    assert source.preprocess == {"val_size": 40, "val_max_size": 80, "stuff": [2]}
     assert target["masks"].dtype == torch.bool
     assert target["masks"].shape == (3, 10, 15)
     # The val picture is as it is: sky 20 x 50 pixels are 5 x 12.5 cells.
@@ -304,6 +305,35 @@ def test_predictions_that_do_not_fit(panoptic, tmp_path):
             predictions(out, truth)
     with pytest.raises(ZooError, match="there is no file"):
         predictions(tmp_path / "nothing.json", truth)
+
+
+def test_predictions_of_other_ids_are_matched_by_file_names(panoptic, tmp_path):
+    truth = PanopticTruth.open(panoptic / "annotations" / "panoptic_val.json")
+    out = tmp_path / "found.json"
+    one, two = (truth.segmentation(n) for n in (110, 111))  # 0.png and 1.png
+
+    def score(*names: str, ids: tuple[int, int] = (1, 2)) -> float:
+        images = [{"id": n, "file_name": name} for n, name in zip(ids, names, strict=True)]
+        shown = [(ids[0], "b.png", two), (ids[1], "a.png", one)]
+        write_panoptic(out, shown, images=images)
+        return evaluate_panoptic(truth, predictions(out, truth)).metrics()["PQ"]
+
+    assert score("1.png", "0.png") == 1.0
+    assert score("val/1.png", "val/0.png") == 1.0  # in a folder of them
+    assert score("1.png", "0.png", ids=(110, 111)) == 1.0  # whose ids are others'
+    with pytest.raises(ZooError, match=r"annotations\[0\] is of image id 1,"):
+        score("other.png", "0.png")
+    with pytest.raises(ZooError, match=r"image id 110 is 1.jpg, and 0.png in .*panoptic_val.json"):
+        score("1.jpg", "0.jpg", ids=(110, 111))
+    # Two of one name are not told apart by it; that their ids are the truth's is not known either.
+    with pytest.raises(ZooError, match=r"image id 110 is a/1.png, and 0.png in"):
+        score("a/1.png", "b/1.png", ids=(110, 111))
+    # By ids where no picture is named, or named alike but for the suffix.
+    write_panoptic(out, [(110, "x.png", one), (111, "y.png", two)], images=[{"id": 110}])
+    assert evaluate_panoptic(truth, predictions(out, truth)).metrics()["PQ"] == 1.0
+    images = [{"id": 110, "file_name": "0.jpg"}, {"id": 111, "file_name": "1.jpg"}]
+    write_panoptic(out, [(110, "x.png", one), (111, "y.png", two)], images=images)
+    assert evaluate_panoptic(truth, predictions(out, truth)).metrics()["PQ"] == 1.0
 
 
 def test_the_real_sample(shared_data):

@@ -109,6 +109,7 @@ def test_drawn_segments_are_what_the_boxes_say(drawn):
     config = ShapesConfig(train_images=6, val_images=2)
     source = open_shapes_panoptic(config)
     assert source.class_names[-1] == "ground"
+    assert source.preprocess["stuff"] == [len(NAMES) - 1]
     for index in range(len(source.train)):
         sample = source.train[index]
         target = sample.target
