@@ -19,7 +19,7 @@ setup-base:
 setup-dev:
 	@sh scripts/setup.sh dev
 
-demo: setup-base ## ask a drawn receipt, then train and evaluate on drawn shapes: 10 minutes
+demo: setup-base ## ask a drawn receipt, then train and evaluate on drawn shapes: 12 minutes
 	$(PYTHON_BIN) tools/demo.py
 
 lint: setup-dev ## ruff and mypy

@@ -1,6 +1,6 @@
 """What ``make demo`` runs: ask, train, measure and look, without any data of one's own.
 
-    python tools/demo.py                    # 10 minutes on two CPU cores
+    python tools/demo.py                    # 12 minutes on two CPU cores
     python tools/demo.py --minutes 3        # a shorter look
     python tools/demo.py --out runs/mine
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--minutes", type=float, default=9.5, help="of training (default: %(default)s)")
+    p.add_argument("--minutes", type=float, default=11.0, help="of training (default: %(default)s)")
     p.add_argument("--out", type=Path, help="default: runs/demo_N, a new folder")
     args = p.parse_args(argv)
     out = args.out or fresh_folder()
