@@ -247,6 +247,11 @@ def some(names: Sequence[str], most: int = 8) -> str:
 def evaluate_file(args: argparse.Namespace) -> Mapping[str, float]:
     """Score a results file, print, and write where --out asks for it."""
     distributed.init("cpu")
+    written = ("metrics.json", "panoptic.json", *WRITTEN)
+    if args.out is not None and args.results.resolve() in (
+        (args.out / n).resolve() for n in written
+    ):
+        raise ZooError(f"the scores would overwrite {args.results}; give another --out")
     kind_of_file = kind_of(args.results)
     if kind_of_file == "answers":
         return evaluate_submission(args)

@@ -490,6 +490,10 @@ def test_what_is_written_is_scored_by_evaluate(
     assert metrics["RQ"] == metrics["RQ_th"] == metrics["RQ_st"] == 1.0
     assert 0.9 < metrics["SQ"] <= 1.0
     assert "3 pictures, 3 classes" in capsys.readouterr().out
+    before = (out / "panoptic.json").read_bytes()
+    assert evaluate.main([str(a) for a in [*command, "--out", out]]) == 2
+    assert "would overwrite" in capsys.readouterr().err
+    assert (out / "panoptic.json").read_bytes() == before
     # A segment of one class less is a segment less.
     found = read(out / "panoptic.json")
     found["annotations"][0]["segments_info"][0]["category_id"] = 7
