@@ -229,9 +229,9 @@ def draw(
         for k, curve in enumerate(own):
             title = name if k == 0 else None
             style = "-" if n < 10 else "--"
-            axes.plot(
-                getattr(curve, what), curve.ap, style, color=f"C{n % 10}", marker=".", label=title
-            )
+            places = [0.0, *getattr(curve, what)]  # random weights find nothing
+            colour = f"C{n % 10}"
+            axes.plot(places, [0.0, *curve.ap], style, color=colour, marker=".", label=title)
     axes.set_xlabel(label)
     axes.set_ylabel("AP")
     axes.set_ylim(bottom=0)
