@@ -14,10 +14,8 @@ from reference import (
     reference_deformable,
     reference_rt_detr,
 )
-from rows import Row, Work, compare, random_targets, require, stepper
+from rows import Row, Work, both, compare, random_targets, require, stepper
 from torch import Tensor
-
-from zoo.inference import prepare
 
 NAME = "deformable_detr_r50"
 
@@ -32,21 +30,10 @@ def deformable_inference(quick: bool, half: bool) -> Row:
     height, width = (96, 128) if quick else (800, 1066)
     torch.manual_seed(3)
     pixels = torch.randn(1, 3, height, width)
-    mask = torch.ones(1, height, width, dtype=torch.bool)
     theirs: Any = reference_deformable(layers=2 if quick else 6).eval()
     calibrate(theirs, pixels)
     _, model = ours(theirs, NAME, **small(quick))
-    prepare(model, half=half).to(memory_format=torch.channels_last)
-    packed = pixels.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def run() -> Any:
-        with torch.autocast("cpu", torch.bfloat16, half):
-            return model(packed, mask)
-
-    @torch.inference_mode()
-    def their_run() -> Any:
-        return theirs(pixel_values=pixels, pixel_mask=mask.long())
+    run, their_run = both(model, theirs, pixels, half)
 
     mine, expected = run(), their_run()
     far = float((mine["pred_boxes"].float() - expected.pred_boxes).abs().max())
@@ -112,22 +99,11 @@ def rt_detr_inference(quick: bool, half: bool) -> Row:
     """
     side = 160 if quick else 640
     pixels = picture(side, seed=3)
-    mask = torch.ones(1, side, side, dtype=torch.bool)
     layers = 2 if quick else 6
     theirs: Any = reference_rt_detr(layers=layers)
     calibrate(theirs, pixels, whole=True)
     _, model = ours(theirs, "rt_detr_r50", decoder_layers=layers)
-    prepare(model, half=half).to(memory_format=torch.channels_last)
-    packed = pixels.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def run() -> Any:
-        with torch.autocast("cpu", torch.bfloat16, half):
-            return model(packed, mask)
-
-    @torch.inference_mode()
-    def their_run() -> Any:
-        return theirs(pixel_values=pixels, pixel_mask=mask.long())
+    run, their_run = both(model, theirs, pixels, half)
 
     begun: list[Tensor] = []
     selection: Any = model.selection

@@ -375,14 +375,17 @@ def _criterion(config: DabDetrConfig, num_classes: int) -> Criterion:
     return criterion
 
 
+def dab_rows(config: DabDetrConfig) -> tuple[str, ...]:
+    """The state keys with one row a class."""
+    rows = class_rows(config, "selection.")
+    return (*rows, "label_embed.embedding.weight") if config.denoising else rows
+
+
 def dab_spec(
     recipe: str, weights: Mapping[str, Weights] | None = None, **settings: Any
 ) -> ModelSpec:
     """A variant of this model (or, with ``denoising``, of DN-DETR) with these settings."""
     config = replace(DabDetrConfig(), **settings)
-    rows = class_rows(config, "selection.")
-    if config.denoising:
-        rows = (*rows, "label_embed.embedding.weight")
     return ModelSpec(
         config=config,
         build=DabDetr,
@@ -392,7 +395,7 @@ def dab_spec(
         recipe=recipe,
         weights=weights or {},
         layouts=LAYOUTS,
-        class_rows=rows,
+        class_rows=dab_rows(config),
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.models.detr.conditional_detr import ConditionalDetr, ConditionalDetrConfig
 from zoo.models.detr.criterion import SetCriterion
-from zoo.models.detr.dab_detr import NANO, DabDetr, DabDetrConfig
+from zoo.models.detr.dab_detr import NANO, DabDetr, DabDetrConfig, dab_rows
 from zoo.models.detr.focal import focal_criterion
 from zoo.models.detr.mask_head import Trace
 from zoo.models.detr.memory import class_rows, memory_backbone
@@ -79,6 +79,11 @@ class PanopticMember(PanopticDetr):
         """The detector's losses."""
         return focal_criterion(config, num_classes)
 
+    @staticmethod
+    def rows(config: Any) -> tuple[str, ...]:
+        """The detector's state keys with one row a class."""
+        return class_rows(config, "queries.selection.")
+
 
 class PanopticConditionalDetr(PanopticMember):
     """Conditional DETR with masks."""
@@ -90,6 +95,11 @@ class PanopticDabDetr(PanopticMember):
     """DAB-DETR or DN-DETR with masks."""
 
     of = DabDetr
+
+    @staticmethod
+    def rows(config: Any) -> tuple[str, ...]:
+        """The detector's state keys with one row a class."""
+        return dab_rows(config)
 
     def detector(self, config: Any, num_classes: int, backbone: Backbone) -> Any:
         """The detector; groups of queries in training are not made for masks."""
@@ -123,19 +133,17 @@ class PanopticSamDetr(PanopticMember):
 
     of = SamDetr
 
+    @staticmethod
+    def rows(config: Any) -> tuple[str, ...]:
+        """The detector's state keys with one row a class; it selects queries by itself."""
+        return class_rows(config, "selection.")
+
 
 # ---- Variants ---------------------------------------------------------------------------------
 
 
 def _spec(build: type[PanopticMember], config: Any, recipe: str) -> ModelSpec:
-    selection = "queries.selection." if build in _PLACED else "selection."
-    rows = class_rows(config, selection)
-    if getattr(config, "denoising", False):
-        rows = (*rows, "label_embed.embedding.weight")
-    return panoptic_spec(build, config, recipe, kind="focal", class_rows=rows)
-
-
-_PLACED = (PanopticConditionalDetr, PanopticSmcaDetr)  # whose queries have a part of their own
+    return panoptic_spec(build, config, recipe, kind="focal", class_rows=build.rows(config))
 
 
 @register_model
