@@ -1,5 +1,8 @@
+import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -22,15 +25,30 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def _load(name: str) -> ModuleType:
-    """A helper module beside this file; tests/ is on no path, so that it can shadow nothing."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+class _Helpers(importlib.abc.MetaPathFinder):
+    """Modules that tests share, by their bare names: no folder of tests is on the path.
+
+    The last of the finders, so that a helper can shadow nothing.
+    """
+
+    files = (
+        "toy",
+        "pdfs",
+        "models/detr/detector_checks",
+        "models/detr/painted",
+        "models/detr/panoptic_checks",
+        "tools/defects",
+    )
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        for file in self.files:
+            if file.rpartition("/")[2] == fullname:
+                return importlib.util.spec_from_file_location(
+                    fullname, Path(__file__).parent / f"{file}.py"
+                )
+        return None
 
 
-toy = _load("toy")
+sys.meta_path.append(_Helpers())

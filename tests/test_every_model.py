@@ -3,6 +3,7 @@
 ResNet variants are built as small as their config allows; what is tested is the same code.
 """
 
+import copy
 import json
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from zoo.datasets.document_source import QuestionEvaluator
 from zoo.datasets.ocr.page import Page
 from zoo.datasets.questions import Asked, Corpus
 from zoo.engine import evaluate, train_steps
+from zoo.inference import prepare
 from zoo.registry import ModelSpec, list_models, model_spec, without_pretrained
 from zoo.types import Batch, Meta
 
@@ -157,6 +159,20 @@ def test_evaluation_runs_and_the_number_of_classes_is_honoured(spec):
         evaluate_documents(spec)
     else:
         evaluate_detection(spec)
+
+
+def test_prepared_in_half_precision_it_says_the_same(spec):
+    """What becomes bfloat16 once is what autocast makes bfloat16 in every call."""
+    torch.manual_seed(2)
+    inputs = batch_for(spec).inputs
+    model = spec.build(spec.config, 3)
+    said = []
+    for half in (False, True):
+        ready = prepare(copy.deepcopy(model), half=half)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            said.append({k: v for k, v in ready(**inputs).items() if isinstance(v, torch.Tensor)})
+    assert said[0]
+    torch.testing.assert_close(said[1], said[0], rtol=0, atol=0, equal_nan=True)
 
 
 def evaluate_documents(spec):

@@ -253,7 +253,7 @@ class PictureJob:
 
     def finish(self, parts: Sequence[Path], began: float) -> int:
         """Write the results of all parts and say what was found; the number of failed files."""
-        counts, failed = merge(parts, self.out, self.root, self.paths, self.args, self.model)
+        counts, failed = merge(parts, self)
         if len(self.paths) <= SHOWN:
             say_objects(parts, self.paths)
         seconds = max(time.monotonic() - began, 1e-9)
@@ -357,25 +357,19 @@ def attention_sheet(
 # -- results -----------------------------------------------------------------------------------
 
 
-def merge(
-    parts: Sequence[Path],
-    out: Path,
-    root: Path,
-    paths: Sequence[str],
-    args: argparse.Namespace,
-    model: Detector,
-) -> tuple[Counter[str], int]:
+def merge(parts: Sequence[Path], job: PictureJob) -> tuple[Counter[str], int]:
     """Write predictions.json and failed.txt; returns objects by class and the number of failures.
 
     A pass for each of the lists: nothing but a line is held in memory. Of a model with masks also
     panoptic.json.
     """
+    out, root, paths, model = job.out, job.root, job.paths, job.model
     counts: Counter[str] = Counter()
     failed = 0
     info = {
         "description": f"objects found by {model.spec.name}",
-        "weights": str(args.weights),
-        "threshold": args.threshold,
+        "weights": str(job.args.weights),
+        "threshold": job.args.threshold,
         "folder": str(root),
         "zoo": zoo.__version__,
     }
@@ -420,8 +414,7 @@ def merge(
 
     write_results(out / "predictions.json", write)
     if model.has_masks:
-        maps = Maps(out, paths, model.class_ids)
-        merge_panoptic(parts, out, maps, model, info, images())
+        merge_panoptic(parts, out, job.maps, model, info, images())
     return counts, failed
 
 

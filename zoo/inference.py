@@ -128,15 +128,19 @@ def restore(spec: ModelSpec, loaded: Loaded) -> nn.Module:
 def prepare(model: nn.Module, *, half: bool = False) -> nn.Module:
     """Fold what can be folded for inference, in place; outputs stay equal to rounding.
 
-    With ``half``, for a model that is run under bfloat16's autocast, the transformer layers'
-    matrices become bfloat16 once, in place of in every call.
+    With ``half``, for a model that is run under bfloat16's autocast, convolutions and the
+    transformer layers' matrices become bfloat16 once, in place of in every call.
     """
     for module in list(model.modules()):
         fuse = getattr(module, "fuse", None)
         if callable(fuse):
             fuse()
-        if half and isinstance(module, EncoderLayer | DecoderLayer):
-            for linear in module.modules():
-                if isinstance(linear, nn.Linear):
-                    linear.to(torch.bfloat16)
+    if half:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
+            elif isinstance(module, EncoderLayer | DecoderLayer):
+                for linear in module.modules():
+                    if isinstance(linear, nn.Linear):
+                        linear.to(torch.bfloat16)
     return model.eval()

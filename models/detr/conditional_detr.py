@@ -143,7 +143,12 @@ class ConditionalDetr(nn.Module):
         config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
         cells = read_cells(
-            levels, self.input_proj, self.level, pixel_mask, temperature=config.temperature
+            levels,
+            self.input_proj,
+            self.level,
+            pixel_mask,
+            dtype=self.class_embed.weight.dtype,
+            temperature=config.temperature,
         )
         memory = self.encoder(cells)
         queries = self.queries(memory, cells.mask)

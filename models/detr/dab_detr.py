@@ -266,7 +266,12 @@ class DabDetr(nn.Module):
         config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
         cells = read_cells(
-            levels, self.input_proj, self.level, pixel_mask, temperature=config.temperature
+            levels,
+            self.input_proj,
+            self.level,
+            pixel_mask,
+            dtype=self.class_embed.weight.dtype,
+            temperature=config.temperature,
         )
         memory = self.encoder(cells.tokens, cells.pos, cells.allowed)
         content, anchors, proposals = self._queries(memory, cells.mask)

@@ -101,13 +101,15 @@ def read_cells(
     level: int,
     pixel_mask: Tensor | None,
     *,
+    dtype: torch.dtype,
     temperature: float,
     offset: float = 0.0,
 ) -> Cells:
     """The cells of a backbone's levels [(features [B, C, h, w], mask [B, h, w])].
 
     ``input_proj`` takes the last ones; the memory has that numbered ``level``, as of
-    :func:`map_projection`. ``offset``: as of :func:`sine_position`.
+    :func:`map_projection`. ``dtype``: of the tokens, which autocast may have made otherwise.
+    ``offset``: as of :func:`sine_position`.
     """
     mask = levels[level][1]
     if isinstance(input_proj, LevelFusion):
@@ -115,7 +117,6 @@ def read_cells(
     else:
         fused = input_proj(levels[-1][0])
     unpadded = known_unpadded(pixel_mask, mask)
-    dtype = next(input_proj.parameters()).dtype
     at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
     shared = mask[:1] if unpadded else mask  # alike for all images without padding
     pos = sine_position(shared, fused.shape[1], temperature, offset=offset, dtype=at_least)

@@ -323,6 +323,7 @@ class SamDetr(nn.Module):
             self.input_proj,
             self.level,
             pixel_mask,
+            dtype=self.class_embed.weight.dtype,
             temperature=config.temperature,
             offset=-0.5,  # the middle of a cell
         )

@@ -67,14 +67,15 @@ def read_scales(
     input_proj: ScaleMaps,
     pixel_mask: Tensor | None,
     *,
+    dtype: torch.dtype,
     temperature: float,
 ) -> list[Cells]:
     """The cells of every scale, fine to coarse, of a backbone's levels.
 
     ``pixel_mask`` [B, H, W] is the one that the backbone got; None where nothing is padded.
+    ``dtype``: of the tokens, which autocast may have made otherwise.
     """
     unpadded = pixel_mask is None or known_unpadded(pixel_mask, pixel_mask)
-    dtype = next(input_proj.parameters()).dtype
     at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
     scales = []
     for x, mask in input_proj(levels):
@@ -264,10 +265,13 @@ class SmcaDetr(nn.Module):
 
     def scales(self, levels: Sequence[Level], pixel_mask: Tensor | None) -> list[Cells]:
         """The cells of every scale, or of the one map, of a backbone's levels."""
-        proj, temperature = self.input_proj, self.config.temperature
+        proj, dtype = self.input_proj, self.class_embed.weight.dtype
+        temperature = self.config.temperature
         if isinstance(proj, ScaleMaps):
-            return read_scales(levels, proj, pixel_mask, temperature=temperature)
-        return [read_cells(levels, proj, self.level, pixel_mask, temperature=temperature)]
+            return read_scales(levels, proj, pixel_mask, dtype=dtype, temperature=temperature)
+        return [
+            read_cells(levels, proj, self.level, pixel_mask, dtype=dtype, temperature=temperature)
+        ]
 
     def encode(self, scales: Sequence[Cells]) -> list[Tensor]:
         """The memory [B, S, D] of every scale."""

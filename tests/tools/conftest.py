@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 import zoo
 from zoo import checkpoint
 from zoo.config import to_plain
+from zoo.datasets.shapes import ShapesConfig, export
 from zoo.registry import model_spec
 
 NAMES, IDS = ("apple", "pear", "fig"), (3, 7, 20)
@@ -114,3 +116,18 @@ def make_data(tmp_path: Path, make_run: MakeRun) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in COCO's format with nothing wrong in it, for the tests of a file together."""
+    folder = tmp_path_factory.mktemp("clean")
+    shapes = ShapesConfig(short_side=(64, 80), long_side=100, empty=0.15)
+    export(folder, {"train": 30, "val": 8}, shapes)
+    return folder
+
+
+@pytest.fixture
+def folder(clean: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoilt."""
+    return Path(shutil.copytree(clean, tmp_path / "data"))

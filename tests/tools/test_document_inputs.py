@@ -1,12 +1,12 @@
 """Bad documents through the tools: one sentence each, the right status, and the batch goes on."""
 
 import json
-import runpy
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
+from pdfs import write_pdf
 from PIL import Image
 
 from zoo.datasets.ocr import tesseract
@@ -14,7 +14,6 @@ from zoo.log import read_log
 from zoo.tools import ask, evaluate, train
 
 pytest.importorskip("pypdfium2")
-write_pdf = runpy.run_path(str(Path(__file__).parents[1] / "pdfs.py"))["write_pdf"]
 
 TINY = [
     "model.dim=24", "model.num_heads=4", "model.num_layers=1", "model.ffn_dim=32",

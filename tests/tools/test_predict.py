@@ -14,7 +14,7 @@ from zoo.datasets.coco_results import Truth
 from zoo.errors import ZooError
 from zoo.models.detr.detector import Detection
 from zoo.tools import predict, predict_files
-from zoo.tools.predict import Record, main, merge, read_parts, write_part
+from zoo.tools.predict import PictureJob, Record, main, merge, read_parts, write_part
 
 Make = Callable[..., Path]
 
@@ -294,7 +294,8 @@ def test_the_parts_of_several_processes_become_one_file(make_run: Make, tmp_path
     parts = [predict_files.part_of(tmp_path, rank) for rank in range(3)]
     assert [r[0] for r in read_parts(parts)] == list(range(7))
     args = predict.parser().parse_args(["x", "--weights", "run"])
-    counts, failed = merge(parts, tmp_path, Path("/photos"), paths, args, model)
+    job = PictureJob(args, model, predict_files.Files(tmp_path, Path("/photos"), paths))
+    counts, failed = merge(parts, job)
     assert (dict(counts), failed) == ({"pear": 5}, 1)
     found = read(tmp_path / "predictions.json")
     assert [im["id"] for im in found["images"]] == [1, 2, 3, 4, 6, 7]

@@ -1,12 +1,12 @@
 """Files of pages: pictures of any mode, TIFFs of several pages, PDFs, and what is refused."""
 
-import runpy
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pdfs import write_pdf
 from PIL import Image, ImageDraw, ImageFont
 
 from zoo.datasets.ocr.files import PageImage, count_pages, open_pages, open_words, parse_pages
@@ -14,7 +14,6 @@ from zoo.datasets.ocr.page import Page
 from zoo.errors import ZooError
 
 pdfium = pytest.importorskip("pypdfium2")
-write_pdf = runpy.run_path(str(Path(__file__).parents[2] / "pdfs.py"))["write_pdf"]
 
 
 def picture(text: str = "Total 12.50", size: tuple[int, int] = (400, 200)) -> Image.Image:

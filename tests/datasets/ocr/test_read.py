@@ -2,12 +2,12 @@
 
 import gc
 import json
-import runpy
 import threading
 import weakref
 from pathlib import Path
 
 import pytest
+from pdfs import write_pdf
 from PIL import Image
 
 from zoo.datasets.ocr import read
@@ -18,7 +18,6 @@ from zoo.datasets.ocr.tesseract import OcrOptions
 from zoo.errors import ZooError
 
 pdfium = pytest.importorskip("pypdfium2")
-write_pdf = runpy.run_path(str(Path(__file__).parents[2] / "pdfs.py"))["write_pdf"]
 
 
 @pytest.fixture(autouse=True)

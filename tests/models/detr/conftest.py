@@ -1,26 +1,8 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from zoo.types import Target
-
-
-def _load(name: str) -> None:
-    """A helper module beside this file, under its name; the folder is on no path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
-
-_load("detector_checks")
-_load("panoptic_checks")
 
 
 @pytest.fixture

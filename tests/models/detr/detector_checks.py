@@ -1,6 +1,6 @@
 """What tests of several detectors share: tiny parts, weights, batches, names and checks.
 
-:mod:`conftest` beside this file makes it importable by its name.
+``tests/conftest.py`` makes it importable by its name.
 """
 
 import re
