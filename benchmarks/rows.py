@@ -20,6 +20,7 @@ from reference import CLASSES, calibrate, freeze_as_ours, ours, reference, sharp
 from torch import Tensor
 
 from zoo.inference import prepare
+from zoo.models.layers.packed import pack_convolutions
 
 CPU = torch.device("cpu")
 OBJECTS = [7, 3, 14, 1, 22, 5, 2, 9]  # of a batch's images; COCO's have 7.3 on average
@@ -88,7 +89,7 @@ def both(model: torch.nn.Module, theirs: Any, pixels: Tensor, half: bool) -> tup
     With ``half`` ours is run in bf16, its fastest setting.
     """
     mask = torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.bool)
-    prepare(model, half=half).to(memory_format=torch.channels_last)
+    pack_convolutions(prepare(model, half=half).to(memory_format=torch.channels_last))
     packed = pixels.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

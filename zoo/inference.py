@@ -14,6 +14,7 @@ from zoo.config import from_plain
 from zoo.distributed import init
 from zoo.engine import has_bfloat16
 from zoo.errors import ZooError
+from zoo.models.layers.packed import pack_convolutions
 from zoo.models.layers.transformer import DecoderLayer, EncoderLayer
 from zoo.registry import (
     ModelSpec,
@@ -39,8 +40,8 @@ def load_model(
     ``source`` is a run folder, a checkpoint (of ours, or in a published layout: file, folder, URL
     or hub id; the variant is found from its tensors), or the name of a registered model whose
     ``weights`` are given or published. With ``fast``, frozen norms are folded into their
-    convolutions and bfloat16 is used where the hardware has it; without, everything is float32
-    as in training.
+    convolutions, bfloat16 is used where the hardware has it, and on a CPU convolutions keep their
+    weights as it computes with them; without, everything is float32 as in training.
 
     Raises :class:`ZooError` where there is no such model or its weights don't fit.
     """
@@ -50,8 +51,11 @@ def load_model(
     half = fast and has_bfloat16(chosen)
     if fast:
         prepare(model, half=half)
+    model.to(chosen).to(memory_format=torch.channels_last)
+    if fast and chosen.type == "cpu":
+        pack_convolutions(model)
     return spec.predictor(
-        model.to(chosen).to(memory_format=torch.channels_last).eval(),
+        model.eval(),
         spec,
         class_names=loaded.class_names,
         class_ids=loaded.class_ids,
