@@ -67,7 +67,7 @@ def sampling(quick: bool, cells: bool) -> Row:
 
     pairs = zip(gradients(mine, ours), gradients(other, theirs), strict=True)
     far = max(apart(a, b) for a, b in pairs)
-    require(far <= 1e-3, f"gradients differ by {far:.1e} of the largest")
+    require(far <= 1e-2, f"gradients differ by {far:.1e} of the largest")
     off = float((mine() - other()).detach().abs().max())
     require(off <= 1e-4, f"outputs differ by {off:.1e}")
 
