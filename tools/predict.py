@@ -3,7 +3,7 @@
     python tools/predict.py street.jpg --weights runs/cells
     python tools/predict.py FOLDER --weights runs/cells --out labelled --threshold 0.3
     python tools/predict.py 'photos/**/*.png' --weights facebook/detr-resnet-50 --classes dog,cat
-    python tools/predict.py street.jpg --weights runs/cells --attention --points 0.5,0.5 0.2,0.8
+    python tools/predict.py street.jpg --weights runs/r50 --attention --points 0.5,0.5 0.2,0.8
     python tools/predict.py form.pdf --weights runs/forms --pages 1-3
     python tools/predict.py FOLDER 'inbox/*.pdf' --weights runs/receipts --language deu
     torchrun --nproc-per-node 8 tools/predict.py FOLDER --weights runs/r50 --no-pictures

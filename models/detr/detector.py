@@ -428,7 +428,11 @@ def _last_attention(model: nn.Module, part: str, name: str) -> nn.Module:
         if path.startswith(part + ".") and path.endswith("." + name) and hasattr(module, "weights"):
             found = module
     if found is None:
-        raise ZooError(f"model {type(model).__name__} has no {name} in its {part} to look at")
+        raise ZooError(
+            f"model {type(model).__name__} has no {name} in its {part} to look at: RT-DETR and the "
+            "deformable members sample points and have no maps of attention; take detr_r50 or "
+            "dn_detr_nano, for example"
+        )
     return found
 
 
