@@ -44,17 +44,18 @@ def sampling(quick: bool, cells: bool) -> Row:
     count = memory.shape[1] if cells else 300
     query = torch.randn(2, count, DIM)
     points = torch.rand(2, count, 1, 2)
-    every = points.expand(-1, -1, len(shapes), -1)
     inputs = [query.requires_grad_(), memory.requires_grad_()]
 
     def mine() -> Tensor:
-        return ours(query, points, memory, shapes)
+        query, memory = inputs
+        return ours(query, points.to(query.dtype), memory, shapes)
 
     def other() -> Tensor:
+        query, memory = inputs
         return theirs(
             query,
             encoder_hidden_states=memory,
-            reference_points=every,
+            reference_points=points.to(query.dtype).expand(-1, -1, len(shapes), -1),
             spatial_shapes=sizes,
             spatial_shapes_list=shapes,
             level_start_index=starts,
@@ -63,11 +64,19 @@ def sampling(quick: bool, cells: bool) -> Row:
     grow = torch.randn_like(mine())
 
     def gradients(run: Any, module: Any) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(run(), [*inputs, *module.parameters()], grow)
+        return torch.autograd.grad(run(), [*inputs, *module.parameters()], grow.to(inputs[0].dtype))
 
+    def convert(dtype: torch.dtype) -> None:
+        inputs[:] = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        ours.to(dtype), theirs.to(dtype)
+
+    # In float64: where a point lies on the border of two cells its slope jumps, and of millions
+    # of points float32 rounds some to the one side here and to the other there.
+    convert(torch.float64)
     pairs = zip(gradients(mine, ours), gradients(other, theirs), strict=True)
-    far = max(apart(a, b) for a, b in pairs)
-    require(far <= 1e-2, f"gradients differ by {far:.1e} of the largest")
+    far = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    require(far <= 1e-9, f"gradients differ by {far:.1e} of the largest")
+    convert(torch.float32)
     off = float((mine() - other()).detach().abs().max())
     require(off <= 1e-4, f"outputs differ by {off:.1e}")
 
@@ -79,7 +88,7 @@ def sampling(quick: bool, cells: bool) -> Row:
 
     alone = alternate({"a": lambda: forward(mine), "b": lambda: forward(other)}, repeats)
     note = (
-        f"same weights, outputs within {off:.0e}, 999 of 1000 gradients within {far:.0e} of the "
+        f"same weights, outputs within {off:.0e}, gradients in float64 within {far:.0e} of the "
         f"largest; forward alone {shown(alone['a'])} against {shown(alone['b'])}"
     )
     who = "every cell a query" if cells else "300 queries"
@@ -89,12 +98,3 @@ def sampling(quick: bool, cells: bool) -> Row:
         "theirs": lambda: gradients(other, theirs),
     }
     return compare(name, 1.0, sides, repeats, note)
-
-
-def apart(mine: Tensor, other: Tensor) -> float:
-    """How far gradients are apart, 999 of 1000 of them, in parts of the largest.
-
-    Where a point lies on the border of two cells, the slope jumps: rounding decides for some of
-    millions of points.
-    """
-    return float((mine - other).abs().flatten().quantile(0.999) / other.abs().max())
