@@ -265,14 +265,7 @@ class DabDetr(nn.Module):
         """As :meth:`forward`, with what a mask head reads."""
         config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
-        cells = read_cells(
-            levels,
-            self.input_proj,
-            self.level,
-            pixel_mask,
-            dtype=self.class_embed.weight.dtype,
-            temperature=config.temperature,
-        )
+        cells = read_cells(self, levels, pixel_mask)
         memory = self.encoder(cells.tokens, cells.pos, cells.allowed)
         content, anchors, proposals = self._queries(memory, cells.mask)
         noised, self_mask = None, None

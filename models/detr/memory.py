@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -95,32 +95,54 @@ class Cells(NamedTuple):
     allowed: Tensor | None
 
 
-def read_cells(
-    levels: Sequence[Level],
-    input_proj: nn.Module,
-    level: int,
-    pixel_mask: Tensor | None,
-    *,
-    dtype: torch.dtype,
-    temperature: float,
-    offset: float = 0.0,
-) -> Cells:
-    """The cells of a backbone's levels [(features [B, C, h, w], mask [B, h, w])].
+class ReadsMemory(Protocol):
+    """A detector that reads one map: what :func:`map_projection` gave it, and its settings."""
 
-    ``input_proj`` takes the last ones; the memory has that numbered ``level``, as of
-    :func:`map_projection`. ``dtype``: of the tokens, which autocast may have made otherwise.
+    level: int
+    input_proj: nn.Module
+    class_embed: nn.Linear
+
+    @property
+    def config(self) -> MemoryConfig:
+        """The settings."""
+
+
+def read_cells(
+    model: ReadsMemory, levels: Sequence[Level], pixel_mask: Tensor | None, offset: float = 0.0
+) -> Cells:
+    """The cells that ``model`` reads of its backbone's levels [(features [B, C, h, w], mask)].
+
+    ``pixel_mask`` [B, H, W] is the one that the backbone got, None where nothing is padded;
     ``offset``: as of :func:`sine_position`.
     """
-    mask = levels[level][1]
+    input_proj, mask = model.input_proj, levels[model.level][1]
     if isinstance(input_proj, LevelFusion):
         fused = input_proj([x for x, _ in levels[-len(input_proj.laterals) :]])
     else:
         fused = input_proj(levels[-1][0])
+    dtype, temperature = model.class_embed.weight.dtype, model.config.temperature
     unpadded = known_unpadded(pixel_mask, mask)
+    return cells_of(fused, mask, unpadded, dtype=dtype, temperature=temperature, offset=offset)
+
+
+def cells_of(
+    x: Tensor,
+    mask: Tensor,
+    unpadded: bool,
+    *,
+    dtype: torch.dtype,
+    temperature: float,
+    offset: float,
+) -> Cells:
+    """The cells of a map ``x`` [B, D, h, w] with ``mask`` [B, h, w], all True if ``unpadded``.
+
+    ``dtype``: of the tokens, which autocast may have made otherwise. ``temperature`` and
+    ``offset``: as of :func:`sine_position`.
+    """
     at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
     shared = mask[:1] if unpadded else mask  # alike for all images without padding
-    pos = sine_position(shared, fused.shape[1], temperature, offset=offset, dtype=at_least)
-    tokens = fused.flatten(2).transpose(1, 2).to(dtype)
+    pos = sine_position(shared, x.shape[1], temperature, offset=offset, dtype=at_least)
+    tokens = x.flatten(2).transpose(1, 2).to(dtype)
     return Cells(tokens, pos.to(dtype), mask, None if unpadded else mask.flatten(1)[:, None, None])
 
 

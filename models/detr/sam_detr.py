@@ -318,15 +318,7 @@ class SamDetr(nn.Module):
         """As :meth:`forward`, with what a mask head reads."""
         config = self.config
         levels = self.backbone(pixel_values, pixel_mask)
-        cells = read_cells(
-            levels,
-            self.input_proj,
-            self.level,
-            pixel_mask,
-            dtype=self.class_embed.weight.dtype,
-            temperature=config.temperature,
-            offset=-0.5,  # the middle of a cell
-        )
+        cells = read_cells(self, levels, pixel_mask, offset=-0.5)  # the middle of a cell
         memory = self.encoder(cells)
         proposals: list[dict[str, Tensor]] = []
         if self.selection is not None:

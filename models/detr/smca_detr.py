@@ -40,13 +40,19 @@ from zoo.errors import ZooError
 from zoo.models.detr.dense import DenseHead
 from zoo.models.detr.focal import LayeredOutput, layered_output
 from zoo.models.detr.mask_head import Trace
-from zoo.models.detr.memory import SMALL, Cells, map_projection, memory_backbone, read_cells
+from zoo.models.detr.memory import (
+    SMALL,
+    Cells,
+    cells_of,
+    map_projection,
+    memory_backbone,
+    read_cells,
+)
 from zoo.models.detr.placed import CellEncoder, PlacedConfig, PlacedQueries, placed_spec
 from zoo.models.layers.backbone import Backbone, Level, known_unpadded
 from zoo.models.layers.fusion import level_of
 from zoo.models.layers.gaussian import HeadWindows, gaussian_bias
 from zoo.models.layers.heads import box_head, class_head, exact
-from zoo.models.layers.position import sine_position
 from zoo.models.layers.scales import ScaleEncoder, ScaleMaps, attend_scales
 from zoo.models.layers.transformer import DecoderLayer, init_xavier
 from zoo.registry import ModelSpec, register_model
@@ -76,15 +82,10 @@ def read_scales(
     ``dtype``: of the tokens, which autocast may have made otherwise.
     """
     unpadded = pixel_mask is None or known_unpadded(pixel_mask, pixel_mask)
-    at_least = torch.promote_types(dtype, torch.float32)  # counts need more than 8 bits
-    scales = []
-    for x, mask in input_proj(levels):
-        shared = mask[:1] if unpadded else mask  # alike for all images without padding
-        pos = sine_position(shared, x.shape[1], temperature, offset=-0.5, dtype=at_least)
-        tokens = x.flatten(2).transpose(1, 2).to(dtype)
-        allowed = None if unpadded else mask.flatten(1)[:, None, None]
-        scales.append(Cells(tokens, pos.to(dtype), mask, allowed))
-    return scales
+    return [
+        cells_of(x, mask, unpadded, dtype=dtype, temperature=temperature, offset=-0.5)
+        for x, mask in input_proj(levels)
+    ]
 
 
 class SmcaLayer(nn.Module):
@@ -265,13 +266,11 @@ class SmcaDetr(nn.Module):
 
     def scales(self, levels: Sequence[Level], pixel_mask: Tensor | None) -> list[Cells]:
         """The cells of every scale, or of the one map, of a backbone's levels."""
-        proj, dtype = self.input_proj, self.class_embed.weight.dtype
-        temperature = self.config.temperature
-        if isinstance(proj, ScaleMaps):
-            return read_scales(levels, proj, pixel_mask, dtype=dtype, temperature=temperature)
-        return [
-            read_cells(levels, proj, self.level, pixel_mask, dtype=dtype, temperature=temperature)
-        ]
+        proj = self.input_proj
+        if not isinstance(proj, ScaleMaps):
+            return [read_cells(self, levels, pixel_mask)]
+        dtype, temperature = self.class_embed.weight.dtype, self.config.temperature
+        return read_scales(levels, proj, pixel_mask, dtype=dtype, temperature=temperature)
 
     def encode(self, scales: Sequence[Cells]) -> list[Tensor]:
         """The memory [B, S, D] of every scale."""
